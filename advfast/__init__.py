@@ -1,0 +1,7 @@
+"""Fused kernels that make adversarial training and the analysis of adversarially trained networks fast."""
+
+__version__ = "0.1.0"
+
+from . import kernels as kernels
+from ._backend import available_impls as available_impls
+from ._backend import info as info

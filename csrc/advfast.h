@@ -1,0 +1,74 @@
+// Public interface of the torch-free core: plain pointers, sizes, dtype tags, device index and stream.
+#pragma once
+
+#include <cstdint>
+
+namespace advfast {
+
+enum class DType : int { f32 = 0, f64 = 1, f16 = 2, bf16 = 3 };
+enum class Norm : int { linf = 0, l2 = 1, l1 = 2 };
+
+// Memory order of the images. B samples of D = C * S values; C channels of S positions.
+enum class Layout : int {
+    nchw = 0, // [B, C, S]
+    nhwc = 1, // [B, S, C]
+};
+
+// How an operand varies over the images. A tensor operand has the dtype of x (mask: one byte, 0 or 1).
+enum class Mode : int {
+    value = 0,   // the host number `value`; data is null
+    scalar = 1,  // [1]    one number read from memory
+    sample = 2,  // [B]
+    channel = 3, // [C]
+    full = 4,    // [B, D] in the layout of x
+};
+
+struct Operand {
+    const void* data = nullptr;
+    Mode mode = Mode::value;
+    double value = 0.0;
+};
+
+// One PGD step, in place on x. grad == nullptr: only the projection (project_).
+struct PgdStepArgs {
+    void* x = nullptr;             // [B, D] in/out
+    const void* grad = nullptr;    // [B, D] in the layout of x; null: project only
+    const void* x0 = nullptr;      // [B, D] centre of the ball, in the layout of x
+    void* out = nullptr;           // [B, D] in out_layout, next model input; may be null
+    int64_t* nonfinite = nullptr;  // [1] incremented by the number of non-finite gradient entries; may be null
+    void* scratch = nullptr;       // CUDA, l2 and l1: pgd_scratch_bytes() bytes; null elsewhere
+    int64_t batch = 0, channels = 1, spatial = 1;
+    Layout layout = Layout::nchw, out_layout = Layout::nchw;
+    DType x_dtype = DType::f32, grad_dtype = DType::f32, out_dtype = DType::f32;
+    Norm norm = Norm::linf;
+    bool box_first = false;        // l2, l1: clamp to the box inside the step too ("box-ball-box")
+    bool affine = false;           // out = (x - shift) * scale, rounded to nearest; else rounded toward x0
+    Operand alpha, eps, lo, hi, mask, scale, shift;
+};
+void pgd_step_cpu(const PgdStepArgs& args, int threads);
+// Asynchronous on `stream`; never allocates or synchronises. x must be f32.
+void pgd_step_cuda(const PgdStepArgs& args, int device, void* stream);
+int64_t pgd_scratch_bytes(const PgdStepArgs& args);
+
+// x <- a point of the ball around x0, clamped to the box. Words are Philox4x32-10, keyed by seed, sample and offset.
+struct RandomStartArgs {
+    void* x = nullptr;                   // [B, D] out
+    const void* x0 = nullptr;            // [B, D] in the layout of x
+    const int64_t* seed = nullptr;       // [1], on the device of x: replay-safe
+    const int64_t* sample_ids = nullptr; // [B]; null: 0 .. B-1
+    int64_t batch = 0, channels = 1, spatial = 1;
+    uint32_t offset = 0;                 // stream number, e.g. the restart
+    Layout layout = Layout::nchw;
+    DType dtype = DType::f32;
+    Norm norm = Norm::linf;
+    Operand eps, lo, hi;
+};
+void random_start_cpu(const RandomStartArgs& args, int threads);
+void random_start_cuda(const RandomStartArgs& args, int device, void* stream);
+
+// Name of the instruction set that the CPU kernels use on this machine: "avx512", "avx2" or "baseline".
+const char* cpu_isa();
+// For tests: use this instruction set from now on ("" = the best one). False if this machine lacks it.
+bool set_cpu_isa(const char* name);
+
+} // namespace advfast

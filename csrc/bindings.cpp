@@ -1,0 +1,121 @@
+// The only pybind11 file: integers in, nothing out, no maths. advfast/kernels/*/native.py is the only caller; tensors
+// are checked and kept alive there.
+
+#include "advfast.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+namespace py = pybind11;
+using namespace advfast;
+
+namespace {
+
+using Address = uintptr_t;                           // 0: none
+using Op = std::tuple<Address, int, double>;         // data, mode, value
+using Shape = std::tuple<int64_t, int64_t, int64_t>; // batch, channels, spatial
+
+template <class T> T* pointer(Address address) { return reinterpret_cast<T*>(address); }
+
+Operand operand(const Op& op) {
+    return {pointer<const void>(std::get<0>(op)), static_cast<Mode>(std::get<1>(op)), std::get<2>(op)};
+}
+
+PgdStepArgs step_args(Address x, Address grad, Address x0, Address out, Address nonfinite, Address scratch, Shape shape,
+                      int layout, int out_layout, int x_dtype, int grad_dtype, int out_dtype, int norm, bool box_first,
+                      bool affine, const Op& alpha, const Op& eps, const Op& lo, const Op& hi, const Op& mask,
+                      const Op& scale, const Op& shift) {
+    PgdStepArgs args;
+    args.x = pointer<void>(x);
+    args.grad = pointer<const void>(grad);
+    args.x0 = pointer<const void>(x0);
+    args.out = pointer<void>(out);
+    args.nonfinite = pointer<int64_t>(nonfinite);
+    args.scratch = pointer<void>(scratch);
+    std::tie(args.batch, args.channels, args.spatial) = shape;
+    args.layout = static_cast<Layout>(layout);
+    args.out_layout = static_cast<Layout>(out_layout);
+    args.x_dtype = static_cast<DType>(x_dtype);
+    args.grad_dtype = static_cast<DType>(grad_dtype);
+    args.out_dtype = static_cast<DType>(out_dtype);
+    args.norm = static_cast<Norm>(norm);
+    args.box_first = box_first;
+    args.affine = affine;
+    args.alpha = operand(alpha);
+    args.eps = operand(eps);
+    args.lo = operand(lo);
+    args.hi = operand(hi);
+    args.mask = operand(mask);
+    args.scale = operand(scale);
+    args.shift = operand(shift);
+    return args;
+}
+
+RandomStartArgs start_args(Address x, Address x0, Address seed, Address sample_ids, Shape shape, uint32_t offset,
+                           int layout, int dtype, int norm, const Op& eps, const Op& lo, const Op& hi) {
+    RandomStartArgs args;
+    args.x = pointer<void>(x);
+    args.x0 = pointer<const void>(x0);
+    args.seed = pointer<const int64_t>(seed);
+    args.sample_ids = pointer<const int64_t>(sample_ids);
+    std::tie(args.batch, args.channels, args.spatial) = shape;
+    args.offset = offset;
+    args.layout = static_cast<Layout>(layout);
+    args.dtype = static_cast<DType>(dtype);
+    args.norm = static_cast<Norm>(norm);
+    args.eps = operand(eps);
+    args.lo = operand(lo);
+    args.hi = operand(hi);
+    return args;
+}
+
+template <class Args, class... Rest> py::cpp_function on_cpu(Args (*build)(Rest...), void (*run)(const Args&, int)) {
+    return py::cpp_function([build, run](int threads, Rest... rest) {
+        const Args args = build(rest...);
+        py::gil_scoped_release release;
+        run(args, threads);
+    });
+}
+
+#if defined(ADVFAST_WITH_CUDA)
+// The GIL is kept: a launch takes microseconds.
+template <class Args, class... Rest>
+py::cpp_function on_cuda(Args (*build)(Rest...), void (*run)(const Args&, int, void*)) {
+    return py::cpp_function([build, run](int device, Address stream, Rest... rest) {
+        run(build(rest...), device, pointer<void>(stream));
+    });
+}
+#endif
+
+} // namespace
+
+PYBIND11_MODULE(_C, m) {
+    m.attr("pgd_step_cpu") = on_cpu(step_args, pgd_step_cpu);
+    m.attr("random_start_cpu") = on_cpu(start_args, random_start_cpu);
+#if defined(ADVFAST_WITH_CUDA)
+    m.attr("pgd_step_cuda") = on_cuda(step_args, pgd_step_cuda);
+    m.attr("random_start_cuda") = on_cuda(start_args, random_start_cuda);
+    m.def("pgd_scratch_bytes", [](int64_t batch, int64_t dim, int norm) {
+        PgdStepArgs args;
+        args.batch = batch;
+        args.spatial = dim;
+        args.norm = static_cast<Norm>(norm);
+        return pgd_scratch_bytes(args);
+    });
+#endif
+    m.def("cpu_isa", &cpu_isa);
+    m.def("set_cpu_isa", &set_cpu_isa);
+    m.def("build_info", [] {
+        py::dict info;
+        info["version"] = ADVFAST_VERSION;
+        info["commit"] = ADVFAST_COMMIT;
+        info["compiler"] = ADVFAST_COMPILER;
+        info["cuda_version"] = ADVFAST_CUDA_VERSION;
+        info["cuda_archs"] = ADVFAST_CUDA_ARCH_LIST;
+        return info;
+    });
+}

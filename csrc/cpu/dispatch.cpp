@@ -1,0 +1,144 @@
+// Chooses the instruction set at run time and splits the work over threads.
+
+#include "isa.h"
+#include "parallel.h"
+
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace advfast {
+
+namespace {
+
+struct Isa {
+    const char* name;
+    void (*pgd_step)(const PgdStepArgs&, Range, int64_t*);
+    void (*random_start)(const RandomStartArgs&, Range);
+    bool available;
+};
+
+std::vector<Isa> find_isas() {
+    std::vector<Isa> isas;
+#if defined(ADVFAST_X86)
+    __builtin_cpu_init();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    isas.push_back({"avx512", avx512::pgd_step, avx512::random_start, avx512});
+    isas.push_back({"avx2", avx2::pgd_step, avx2::random_start, __builtin_cpu_supports("avx2") != 0});
+#endif
+    isas.push_back({"baseline", baseline::pgd_step, baseline::random_start, true});
+    return isas;
+}
+
+const std::vector<Isa>& isas() {
+    static const std::vector<Isa> all = find_isas();
+    return all;
+}
+
+const Isa* best_isa() {
+    for (const Isa& isa : isas())
+        if (isa.available)
+            return &isa;
+    return nullptr;
+}
+
+std::atomic<const Isa*> current{nullptr};
+
+const Isa& isa() {
+    const Isa* chosen = current.load();
+    if (!chosen)
+        current.store(chosen = best_isa());
+    return *chosen;
+}
+
+// Set in a forked child: the threads of an OpenMP runtime do not survive the fork, and a parallel region there hangs.
+std::atomic<bool> forked{false};
+
+void watch_forks() {
+#if defined(__unix__) || defined(__APPLE__)
+    static const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+    (void)registered;
+#endif
+}
+
+} // namespace
+
+const char* cpu_isa() { return isa().name; }
+
+bool set_cpu_isa(const char* name) {
+    if (!*name) {
+        current.store(best_isa());
+        return true;
+    }
+    for (const Isa& candidate : isas())
+        if (candidate.available && !std::strcmp(candidate.name, name)) {
+            current.store(&candidate);
+            return true;
+        }
+    return false;
+}
+
+void parallel_for(int64_t units, int threads, const std::function<void(int, int64_t, int64_t)>& body) {
+    watch_forks();
+    const int64_t parts = threads < units ? threads : units;
+    if (parts <= 1 || forked.load()) {
+        if (units > 0)
+            body(0, 0, units);
+        return;
+    }
+    const auto run = [&](int part) { body(part, units * part / parts, units * (part + 1) / parts); };
+#if defined(_OPENMP)
+    // The runtime that torch has loaded already, so its waiting threads are used and not competed with.
+#pragma omp parallel for num_threads(static_cast <int>(parts)) schedule(static, 1)
+    for (int part = 0; part < static_cast<int>(parts); ++part)
+        run(part);
+#else
+    std::vector<std::thread> workers;
+    for (int part = 1; part < static_cast<int>(parts); ++part)
+        workers.emplace_back(run, part);
+    run(0);
+    for (std::thread& worker : workers)
+        worker.join();
+#endif
+}
+
+namespace {
+// Below this many values a second thread costs more than it brings.
+constexpr int64_t kGrain = 16384;
+int useful_threads(int threads, int64_t values) {
+    const int64_t most = values / kGrain + 1;
+    return static_cast<int>(most < threads ? most : threads);
+}
+} // namespace
+
+void pgd_step_cpu(const PgdStepArgs& args, int threads) {
+    const int64_t dim = args.channels * args.spatial;
+    const int64_t units = args.norm == Norm::linf ? args.batch * ((dim + kChunk - 1) / kChunk) : args.batch;
+    if (units == 0 || dim == 0)
+        return;
+    std::atomic<int64_t> nonfinite{0};
+    const Isa& chosen = isa();
+    parallel_for(units, useful_threads(threads, args.batch * dim), [&](int, int64_t begin, int64_t end) {
+        int64_t bad = 0;
+        chosen.pgd_step(args, {begin, end}, &bad);
+        nonfinite += bad;
+    });
+    if (args.nonfinite)
+        *args.nonfinite += nonfinite.load();
+}
+
+void random_start_cpu(const RandomStartArgs& args, int threads) {
+    if (args.batch == 0 || args.channels * args.spatial == 0)
+        return;
+    const Isa& chosen = isa();
+    parallel_for(args.batch, useful_threads(threads, args.batch * args.channels * args.spatial),
+                 [&](int, int64_t begin, int64_t end) { chosen.random_start(args, {begin, end}); });
+}
+
+} // namespace advfast

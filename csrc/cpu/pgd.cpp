@@ -1,0 +1,565 @@
+// The pgd family on the CPU. Compiled once for each instruction set (see isa.h): nothing here may be shared between
+// those, so there are no standard containers and everything but the two entry points has internal linkage.
+//
+// A chunk of values goes through a few simple loops (gradient to sign, step, next model input) while it lies in the
+// first-level cache: one pass over memory without a kernel for every combination of dtypes and operands.
+
+#include "isa.h"
+
+#include "../pgd_math.h"
+
+#include <math.h>
+#include <string.h>
+
+namespace advfast {
+namespace ADVFAST_ISA {
+namespace {
+
+template <class T> struct Types {};
+
+// Calls f(Types<T>{}) with the C++ type of a dtype tag.
+template <class F> void with_dtype(DType dtype, F f) {
+    switch (dtype) {
+    case DType::f32:
+        return f(Types<float>{});
+    case DType::f64:
+        return f(Types<double>{});
+    case DType::f16:
+        return f(Types<f16>{});
+    case DType::bf16:
+        return f(Types<bf16>{});
+    }
+}
+
+struct Shape {
+    int64_t channels, spatial;
+    Layout layout;
+    int64_t dim() const { return channels * spatial; }
+    int64_t channel_of(int64_t i) const { return layout == Layout::nchw ? i / spatial : i % channels; }
+};
+
+// The values of an operand over [start, start + n) of one sample: one number, or one per element.
+template <class T> struct Values {
+    T buffer[kChunk];
+    const T* each; // null: `one` everywhere
+    T one;
+
+    void load(const Operand& op, const Shape& shape, int64_t sample, int64_t start, int64_t n) {
+        const T* data = static_cast<const T*>(op.data);
+        each = nullptr;
+        switch (op.mode) {
+        case Mode::value:
+            one = static_cast<T>(op.value);
+            return;
+        case Mode::scalar:
+            one = data[0];
+            return;
+        case Mode::sample:
+            one = data[sample];
+            return;
+        case Mode::full:
+            each = data + sample * shape.dim() + start;
+            return;
+        case Mode::channel:
+            break;
+        }
+        int64_t channel = shape.channel_of(start);
+        if (shape.layout == Layout::nchw) {
+            int64_t left = shape.spatial - start % shape.spatial;
+            if (left >= n) {
+                one = data[channel];
+                return;
+            }
+            for (int64_t i = 0; i < n; ++i) {
+                if (left == 0) {
+                    ++channel;
+                    left = shape.spatial;
+                }
+                buffer[i] = data[channel];
+                --left;
+            }
+        } else {
+            for (int64_t i = 0; i < n; ++i) {
+                buffer[i] = data[channel];
+                channel = channel + 1 == shape.channels ? 0 : channel + 1;
+            }
+        }
+        each = buffer;
+    }
+
+    // One value per element even where it is the same everywhere.
+    const T* expanded(int64_t n) {
+        if (!each) {
+            for (int64_t i = 0; i < n; ++i)
+                buffer[i] = one;
+            each = buffer;
+        }
+        return each;
+    }
+};
+
+template <class T> T not_a_number() { return static_cast<T>(__builtin_nanf("")); }
+
+// signs[i] = sign of the gradient, NaN where it is not finite. Returns how many are not.
+template <class T, class G> int64_t signs_of(const G* grad, T* signs, int64_t n) {
+    int32_t bad = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        const bool finite = is_finite(grad[i]);
+        bad += !finite;
+        signs[i] = finite ? sign_of(static_cast<T>(to_float(grad[i]))) : not_a_number<T>();
+    }
+    return bad;
+}
+// A double gradient may be too small for float: its sign counts all the same.
+template <class T> int64_t signs_of(const double* grad, T* signs, int64_t n) {
+    int32_t bad = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        const bool finite = is_finite(grad[i]);
+        bad += !finite;
+        signs[i] = finite ? static_cast<T>(sign_of(grad[i])) : not_a_number<T>();
+    }
+    return bad;
+}
+
+// Where the mask is false the sign becomes NaN (held). Returns how many of those were NaN before: not to be counted.
+template <class T> int64_t apply_mask(const uint8_t* mask, T* signs, int64_t n) {
+    int32_t uncounted = 0;
+    for (int64_t i = 0; i < n; ++i) {
+        uncounted += !mask[i] && signs[i] != signs[i];
+        signs[i] = mask[i] ? signs[i] : not_a_number<T>();
+    }
+    return uncounted;
+}
+
+template <class T>
+void linf_step_same(T* x, const T* x0, const T* signs, int64_t n, T alpha, T eps, T lo, T hi) {
+    for (int64_t i = 0; i < n; ++i) {
+        const T moved = linf_step(x[i], x0[i], signs[i], alpha, eps, lo, hi);
+        const T held = linf_hold(x[i], x0[i], eps, lo, hi);
+        x[i] = signs[i] == signs[i] ? moved : held;
+    }
+}
+template <class T>
+void linf_step_each(T* x, const T* x0, const T* signs, int64_t n, const T* alpha, const T* eps, const T* lo,
+                    const T* hi) {
+    for (int64_t i = 0; i < n; ++i) {
+        const T moved = linf_step(x[i], x0[i], signs[i], alpha[i], eps[i], lo[i], hi[i]);
+        const T held = linf_hold(x[i], x0[i], eps[i], lo[i], hi[i]);
+        x[i] = signs[i] == signs[i] ? moved : held;
+    }
+}
+
+template <class T, class O> void narrow(const T* x, const T* x0, O* out, int64_t n, int64_t stride) {
+    if (stride == 1) {
+        for (int64_t i = 0; i < n; ++i)
+            out[i] = round_toward<O>(x[i], x0[i]);
+    } else {
+        for (int64_t i = 0; i < n; ++i)
+            out[i * stride] = round_toward<O>(x[i], x0[i]);
+    }
+}
+template <class T, class O>
+void normalise(const T* x, const T* scale, const T* shift, O* out, int64_t n, int64_t stride) {
+    if (stride == 1) {
+        for (int64_t i = 0; i < n; ++i)
+            out[i] = round_to<O>((x[i] - shift[i]) * scale[i]);
+    } else {
+        for (int64_t i = 0; i < n; ++i)
+            out[i * stride] = round_to<O>((x[i] - shift[i]) * scale[i]);
+    }
+}
+
+// A run of values that is contiguous in the layout of x and has one stride in the layout of out.
+struct Run {
+    int64_t length, target, stride;
+};
+Run next_run(const Shape& shape, Layout out_layout, int64_t start, int64_t n) {
+    if (out_layout == shape.layout)
+        return {n, start, 1};
+    const int64_t row = shape.layout == Layout::nchw ? shape.spatial : shape.channels;
+    const int64_t other = shape.layout == Layout::nchw ? shape.channels : shape.spatial;
+    const int64_t outer = start / row, inner = start % row, left = row - inner;
+    return {n < left ? n : left, inner * other + outer, other};
+}
+
+template <class T> struct Step {
+    const PgdStepArgs& args;
+    Shape shape;
+    int64_t dim;
+    Values<T> alpha, eps, lo, hi, scale, shift;
+    Values<uint8_t> mask;
+    T signs[kChunk];
+
+    explicit Step(const PgdStepArgs& a)
+        : args(a), shape{a.channels, a.spatial, a.layout}, dim(a.channels * a.spatial) {}
+
+    T* x_at(int64_t sample, int64_t start) const { return static_cast<T*>(args.x) + sample * dim + start; }
+    const T* x0_at(int64_t sample, int64_t start) const {
+        return static_cast<const T*>(args.x0) + sample * dim + start;
+    }
+
+    void write_out(int64_t sample, int64_t start, int64_t n) {
+        if (!args.out)
+            return;
+        if (args.affine) {
+            scale.load(args.scale, shape, sample, start, n);
+            shift.load(args.shift, shape, sample, start, n);
+            scale.expanded(n);
+            shift.expanded(n);
+        }
+        const T* x = x_at(sample, start);
+        const T* x0 = x0_at(sample, start);
+        with_dtype(args.out_dtype, [&](auto tag) { write_as(tag, x, x0, sample, start, n); });
+    }
+    template <class O> void write_as(Types<O>, const T* x, const T* x0, int64_t sample, int64_t start, int64_t n) {
+        O* out = static_cast<O*>(args.out) + sample * dim;
+        for (int64_t i = 0; i < n;) {
+            const Run run = next_run(shape, args.out_layout, start + i, n - i);
+            if (args.affine)
+                normalise(x + i, scale.each + i, shift.each + i, out + run.target, run.length, run.stride);
+            else
+                narrow(x + i, x0 + i, out + run.target, run.length, run.stride);
+            i += run.length;
+        }
+    }
+
+    // --- linf: one chunk --------------------------------------------------------------------------------------------
+
+    int64_t linf(int64_t sample, int64_t start, int64_t n) {
+        int64_t bad = 0;
+        if (args.grad) {
+            with_dtype(args.grad_dtype, [&](auto tag) { bad = load_signs(tag, sample, start, n); });
+            if (args.mask.data) {
+                mask.load(args.mask, shape, sample, start, n);
+                bad -= apply_mask(mask.expanded(n), signs, n);
+            }
+            alpha.load(args.alpha, shape, sample, start, n);
+        } else {
+            for (int64_t i = 0; i < n; ++i)
+                signs[i] = not_a_number<T>();
+            alpha.each = nullptr;
+            alpha.one = T(0);
+        }
+        eps.load(args.eps, shape, sample, start, n);
+        lo.load(args.lo, shape, sample, start, n);
+        hi.load(args.hi, shape, sample, start, n);
+        T* x = x_at(sample, start);
+        const T* x0 = x0_at(sample, start);
+        if (!alpha.each && !eps.each && !lo.each && !hi.each)
+            linf_step_same(x, x0, signs, n, alpha.one, eps.one, lo.one, hi.one);
+        else
+            linf_step_each(x, x0, signs, n, alpha.expanded(n), eps.expanded(n), lo.expanded(n), hi.expanded(n));
+        write_out(sample, start, n);
+        return bad;
+    }
+    template <class G> int64_t load_signs(Types<G>, int64_t sample, int64_t start, int64_t n) {
+        return signs_of(static_cast<const G*>(args.grad) + sample * dim + start, signs, n);
+    }
+
+    // --- l2 and l1: one sample --------------------------------------------------------------------------------------
+
+    // Sums over a sample are taken in double, in kLanes interleaved partial sums: the same on every instruction set.
+    static constexpr int kLanes = 16;
+    struct Sum {
+        double lane[kLanes] = {};
+        double total() const {
+            double sum = 0;
+            for (int i = 0; i < kLanes; ++i)
+                sum += lane[i];
+            return sum;
+        }
+    };
+    template <class F> static void accumulate(Sum& sum, int64_t n, F term) {
+        int64_t i = 0;
+        for (; i + kLanes <= n; i += kLanes)
+            for (int lane = 0; lane < kLanes; ++lane)
+                sum.lane[lane] += term(i + lane);
+        for (int lane = 0; i < n; ++i, ++lane)
+            sum.lane[lane] += term(i);
+    }
+    template <class F> void chunks(F f) const {
+        for (int64_t start = 0; start < dim; start += kChunk)
+            f(start, dim - start < kChunk ? dim - start : kChunk);
+    }
+
+    // g[i] = gradient entry as double, 0 where masked or not finite.
+    double g[kChunk];
+    struct GradChunk {
+        int64_t bad, active;
+    };
+    template <class G> GradChunk load_grad(Types<G>, int64_t sample, int64_t start, int64_t n) {
+        const G* grad = static_cast<const G*>(args.grad) + sample * dim + start;
+        int32_t bad = 0, active = 0;
+        if (!args.mask.data) {
+            for (int64_t i = 0; i < n; ++i) {
+                const bool finite = is_finite(grad[i]);
+                bad += !finite;
+                g[i] = finite ? to_double(grad[i]) : 0.0;
+            }
+            return {bad, n};
+        }
+        mask.load(args.mask, shape, sample, start, n);
+        const uint8_t* on = mask.expanded(n);
+        for (int64_t i = 0; i < n; ++i) {
+            const bool finite = is_finite(grad[i]);
+            bad += on[i] && !finite;
+            active += on[i] != 0;
+            g[i] = on[i] && finite ? to_double(grad[i]) : 0.0;
+        }
+        return {bad, active};
+    }
+    GradChunk load_grad(int64_t sample, int64_t start, int64_t n) {
+        GradChunk chunk{};
+        with_dtype(args.grad_dtype, [&](auto tag) { chunk = load_grad(tag, sample, start, n); });
+        return chunk;
+    }
+
+    // Sum of |g * scale| or (g * scale)^2 over the sample.
+    double grad_sum(int64_t sample, double factor, int64_t& bad, int64_t& active) {
+        Sum sum;
+        bad = active = 0;
+        chunks([&](int64_t start, int64_t n) {
+            const GradChunk chunk = load_grad(sample, start, n);
+            bad += chunk.bad;
+            active += chunk.active;
+            if (args.norm == Norm::l2)
+                accumulate(sum, n, [&](int64_t i) { return (g[i] * factor) * (g[i] * factor); });
+            else
+                accumulate(sum, n, [&](int64_t i) { return fabs(g[i] * factor); });
+        });
+        return sum.total();
+    }
+    double grad_max(int64_t sample) {
+        double largest = 0;
+        chunks([&](int64_t start, int64_t n) {
+            load_grad(sample, start, n);
+            for (int64_t i = 0; i < n; ++i)
+                largest = fabs(g[i]) > largest ? fabs(g[i]) : largest;
+        });
+        return largest;
+    }
+
+    int64_t ball(int64_t sample) {
+        int64_t bad = 0, active = 0;
+        double factor = 1.0, norm = 0.0;
+        if (args.grad) {
+            double sum = grad_sum(sample, factor, bad, active);
+            if (args.grad_dtype == DType::f64 && !(sum > 1e-280 && sum < 1e300)) {
+                // Squares of doubles overflow and underflow: bring the largest entry to 1 first.
+                const double largest = grad_max(sample);
+                factor = largest > 0 ? 1.0 / largest : 1.0;
+                if (!is_finite(factor))
+                    factor = 8.98846567431158e307; // 2^1023
+                sum = grad_sum(sample, factor, bad, active);
+            }
+            norm = args.norm == Norm::l2 ? sqrt(sum) : sum;
+        }
+        const bool moves = bad == 0 && active > 0 && norm > 0;
+        const double inverse = moves ? 1.0 / norm : 0.0;
+
+        // The move. What is left in x is the unprojected iterate; its distance to x0 is summed on the way.
+        Sum distance;
+        chunks([&](int64_t start, int64_t n) {
+            T* x = x_at(sample, start);
+            const T* x0 = x0_at(sample, start);
+            if (moves) {
+                load_grad(sample, start, n);
+                alpha.load(args.alpha, shape, sample, start, n);
+                const T* step = alpha.expanded(n);
+                for (int64_t i = 0; i < n; ++i)
+                    x[i] = x[i] + static_cast<T>(static_cast<double>(step[i]) * ((g[i] * factor) * inverse));
+                if (args.box_first)
+                    clamp_to_box(x, sample, start, n);
+            }
+            if (args.norm == Norm::l2)
+                accumulate(distance, n, [&](int64_t i) {
+                    const double d = static_cast<double>(x[i]) - static_cast<double>(x0[i]);
+                    return d * d;
+                });
+            else
+                accumulate(distance, n,
+                           [&](int64_t i) { return fabs(static_cast<double>(x[i]) - static_cast<double>(x0[i])); });
+        });
+        eps.load(args.eps, shape, sample, 0, 1);
+        const double radius = static_cast<double>(eps.each ? eps.each[0] : eps.one);
+        const double far = args.norm == Norm::l2 ? sqrt(distance.total()) : distance.total();
+        if (args.norm == Norm::l2)
+            finish(sample, far > radius, [=](double d) { return d * (radius / far); });
+        else if (far > radius) {
+            const double theta = l1_threshold(sample, radius, far);
+            finish(sample, true, [=](double d) {
+                const double left = fabs(d) - theta;
+                return left > 0 ? (d < 0 ? -left : left) : 0.0;
+            });
+        } else
+            finish(sample, false, [](double d) { return d; });
+        return bad;
+    }
+
+    // theta with sum(max(|d| - theta, 0)) = eps, by Newton's method from below: each pass drops the entries that end
+    // at zero, and it ends when none does (Michelot 1986; the same theta as by sorting, Duchi et al. 2008).
+    double l1_threshold(int64_t sample, double radius, double total) {
+        double theta = (total - radius) / static_cast<double>(dim);
+        for (int64_t count = dim;;) {
+            Sum sum, kept;
+            chunks([&](int64_t start, int64_t n) {
+                const T* x = x_at(sample, start);
+                const T* x0 = x0_at(sample, start);
+                accumulate(sum, n, [&](int64_t i) {
+                    const double d = fabs(static_cast<double>(x[i]) - static_cast<double>(x0[i]));
+                    return d > theta ? d : 0.0;
+                });
+                accumulate(kept, n, [&](int64_t i) {
+                    const double d = fabs(static_cast<double>(x[i]) - static_cast<double>(x0[i]));
+                    return d > theta ? 1.0 : 0.0;
+                });
+            });
+            const int64_t left = static_cast<int64_t>(kept.total());
+            if (left == 0 || left == count)
+                return theta;
+            count = left;
+            theta = (sum.total() - radius) / static_cast<double>(count);
+        }
+    }
+
+    void clamp_to_box(T* x, int64_t sample, int64_t start, int64_t n) {
+        lo.load(args.lo, shape, sample, start, n);
+        hi.load(args.hi, shape, sample, start, n);
+        const T *low = lo.expanded(n), *high = hi.expanded(n);
+        for (int64_t i = 0; i < n; ++i)
+            x[i] = clamp(x[i], low[i], high[i]);
+    }
+
+    template <class F> void finish(int64_t sample, bool shrink, F shrunk) {
+        chunks([&](int64_t start, int64_t n) {
+            T* x = x_at(sample, start);
+            const T* x0 = x0_at(sample, start);
+            if (shrink)
+                for (int64_t i = 0; i < n; ++i)
+                    x[i] = add_within(
+                        x0[i], static_cast<T>(shrunk(static_cast<double>(x[i]) - static_cast<double>(x0[i]))));
+            clamp_to_box(x, sample, start, n);
+            write_out(sample, start, n);
+        });
+    }
+};
+
+template <class T> int64_t step_units(const PgdStepArgs& args, Range units) {
+    Step<T> step(args);
+    int64_t bad = 0;
+    if (args.norm == Norm::linf) {
+        const int64_t per_sample = (step.dim + kChunk - 1) / kChunk;
+        for (int64_t unit = units.begin; unit < units.end; ++unit) {
+            const int64_t start = unit % per_sample * kChunk, left = step.dim - start;
+            bad += step.linf(unit / per_sample, start, left < kChunk ? left : kChunk);
+        }
+    } else {
+        for (int64_t sample = units.begin; sample < units.end; ++sample)
+            bad += step.ball(sample);
+    }
+    return bad;
+}
+
+// --- random start ---------------------------------------------------------------------------------------------------
+
+constexpr double kTwoPi = 6.283185307179586;
+
+// Four logical elements: Box-Muller pairs for l2, signed exponentials for l1.
+inline void ball_draws(Norm norm, const Words& words, double draws[4]) {
+    if (norm == Norm::l2) {
+        for (int pair = 0; pair < 2; ++pair) {
+            const double radius = sqrt(-2.0 * log(static_cast<double>(open_uniform(words.w[2 * pair]))));
+            const double angle = kTwoPi * static_cast<double>(open_uniform(words.w[2 * pair + 1]));
+            draws[2 * pair] = radius * cos(angle);
+            draws[2 * pair + 1] = radius * sin(angle);
+        }
+    } else {
+        for (int i = 0; i < 4; ++i) {
+            const double size = -log(static_cast<double>(open_uniform(words.w[i])));
+            draws[i] = words.w[i] & 1u ? size : -size;
+        }
+    }
+}
+
+template <class T> void start_sample(const RandomStartArgs& args, int64_t sample) {
+    const Shape shape{args.channels, args.spatial, args.layout};
+    const int64_t dim = shape.dim(), id = args.sample_ids ? args.sample_ids[sample] : sample, seed = args.seed[0];
+    T* x = static_cast<T*>(args.x) + sample * dim;
+    const T* x0 = static_cast<const T*>(args.x0) + sample * dim;
+    // Draws are numbered in NCHW order, so that the layout does not change them.
+    const auto position = [&](int64_t logical) {
+        return args.layout == Layout::nchw ? logical
+                                           : (logical % shape.spatial) * shape.channels + logical / shape.spatial;
+    };
+    const auto for_blocks = [&](auto f) {
+        for (int64_t first = 0; first < dim; first += 4)
+            f(first, dim - first < 4 ? dim - first : 4,
+              start_words(static_cast<uint32_t>(first / 4), args.offset, id, seed));
+    };
+    const auto value_at = [&](const Operand& op, int64_t at) {
+        const T* data = static_cast<const T*>(op.data);
+        switch (op.mode) {
+        case Mode::value:
+            return static_cast<T>(op.value);
+        case Mode::scalar:
+            return data[0];
+        case Mode::sample:
+            return data[sample];
+        case Mode::channel:
+            return data[shape.channel_of(at)];
+        case Mode::full:
+            return data[sample * dim + at];
+        }
+        return T(0);
+    };
+    if (args.norm == Norm::linf) {
+        for_blocks([&](int64_t first, int64_t n, const Words& words) {
+            for (int64_t i = 0; i < n; ++i) {
+                const int64_t at = position(first + i);
+                x[at] = linf_start(x0[at], words.w[i], value_at(args.eps, at), value_at(args.lo, at),
+                                   value_at(args.hi, at));
+            }
+        });
+        return;
+    }
+    double sum = 0, draws[4];
+    for_blocks([&](int64_t, int64_t n, const Words& words) {
+        ball_draws(args.norm, words, draws);
+        for (int64_t i = 0; i < n; ++i)
+            sum += args.norm == Norm::l2 ? draws[i] * draws[i] : fabs(draws[i]);
+    });
+    const Words own = start_words(kSampleBlock, args.offset, id, seed);
+    const double u = static_cast<double>(open_uniform(own.w[0])), eps = static_cast<double>(value_at(args.eps, 0));
+    // l2: a direction and radius eps * u^(1/D). l1: D of D + 1 normalised exponentials.
+    const double factor = args.norm == Norm::l2 ? eps * pow(u, 1.0 / static_cast<double>(dim)) / sqrt(sum)
+                                                : eps / (sum - log(u));
+    for_blocks([&](int64_t first, int64_t n, const Words& words) {
+        ball_draws(args.norm, words, draws);
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t at = position(first + i);
+            x[at] = clamp(add_within(x0[at], static_cast<T>(draws[i] * factor)), value_at(args.lo, at),
+                          value_at(args.hi, at));
+        }
+    });
+}
+
+} // namespace
+
+void pgd_step(const PgdStepArgs& args, Range units, int64_t* nonfinite) {
+    if (args.x_dtype == DType::f64)
+        *nonfinite = step_units<double>(args, units);
+    else
+        *nonfinite = step_units<float>(args, units);
+}
+
+void random_start(const RandomStartArgs& args, Range units) {
+    for (int64_t sample = units.begin; sample < units.end; ++sample) {
+        if (args.dtype == DType::f64)
+            start_sample<double>(args, sample);
+        else
+            start_sample<float>(args, sample);
+    }
+}
+
+} // namespace ADVFAST_ISA
+} // namespace advfast
