@@ -49,7 +49,9 @@ def _why_not(impl: str, device_type: str) -> str | None:
         if device_type != "cpu":
             return f"it runs on the CPU and the tensors are on {device_type}"
         if native() is None:
-            return "this installation has no native core (no C++ compiler was found when it was built)"
+            return (
+                "this installation has no native core (no C++ compiler was found when it was built)"
+            )
         return None
     if impl == "cuda":
         core = native()
@@ -100,13 +102,18 @@ def resolve_impl(op: str, impl: str, device: torch.device, *, float32: bool) -> 
     """
     if impl == "auto":
         impl = os.environ.get("ADVFAST_IMPL", "auto")
+    return _resolve(op, impl, device.type, float32)
+
+
+@functools.cache
+def _resolve(op: str, impl: str, device_type: str, float32: bool) -> str:
     if impl == "auto":
-        for name in available_impls(op, device):
+        for name in available_impls(op, device_type):
             if float32 or name not in ("cuda", "triton"):
                 return name
     if impl not in IMPLS:
         raise ValueError(f"{op}: impl must be one of auto, {', '.join(IMPLS)}, got {impl!r}")
-    reason = _why_not(impl, device.type)
+    reason = _why_not(impl, device_type)
     if reason is None and impl in ("cuda", "triton") and not float32:
         reason = "it takes float32 images (float64: reference and cpp)"
     if reason is not None:

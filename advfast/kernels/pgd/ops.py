@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib import import_module
 from types import ModuleType
 
@@ -31,27 +32,27 @@ define("advfast::random_start", _START)
 _MODULES = {"reference": "reference", "cpp": "native", "cuda": "native", "triton": "triton"}
 
 
-def _implementation(op: str, impl: str, x: Tensor) -> ModuleType:
-    name = _backend.resolve_impl(op, impl, x.device, float32=x.dtype == torch.float32)
+@functools.cache
+def _module(name: str) -> ModuleType:
     return import_module(f"advfast.kernels.pgd.{_MODULES[name]}")
 
 
-def _byte_range(t: Tensor) -> tuple[int, int]:
-    span = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + (span + 1) * t.element_size()
+def _implementation(op: str, impl: str, x: Tensor) -> ModuleType:
+    return _module(_backend.resolve_impl(op, impl, x.device, float32=x.dtype == torch.float32))
 
 
-def _reject_overlap(op: str, written: dict[str, Tensor | None], read: dict[str, Tensor | None]) -> None:
-    """Every tensor that is written must be apart from all others (here, as traced code has no addresses)."""
-    ranges = {
-        name: _byte_range(t) for name, t in (written | read).items() if t is not None and t.numel()
-    }
-    for name in written:
-        for other in ranges:
-            if name in ranges and name != other:
-                (a, a_end), (b, b_end) = ranges[name], ranges[other]
-                if a < b_end and b < a_end:
-                    raise ValueError(f"{op}: {name} and {other} must not share memory")
+def _reject_overlap(op: str, **tensors: Tensor | None) -> None:
+    """x and out are written: apart from every other tensor (checked here, as traced code has no addresses)."""
+    spans = [
+        (name, t.data_ptr(), t.data_ptr() + t.numel() * t.element_size())
+        for name, t in tensors.items()
+        if t is not None
+    ]
+    for i, (name, begin, end) in enumerate(spans):
+        for other, other_begin, other_end in spans[i + 1 :]:
+            apart = begin >= other_end or other_begin >= end
+            if not apart and (name in ("x", "out") or other in ("x", "out")):
+                raise ValueError(f"{op}: {name} and {other} must not share memory")
 
 
 def _written(*tensors: Tensor | None) -> None:
@@ -65,7 +66,7 @@ def _step(
     x, grad, x0, alpha, eps, lo, hi, norm, l2_order, alpha_t, eps_t, lo_t, hi_t,
     mask, out, scale, shift, nonfinite, impl,
 ):  # fmt: skip
-    _reject_overlap("pgd_step_", {"x": x, "out": out}, {"grad": grad, "x0": x0})
+    _reject_overlap("pgd_step_", x=x, out=out, grad=grad, x0=x0)
     module = _implementation("pgd_step_", impl, x)
     module.pgd_step_(
         x, grad, x0, norm=norm, l2_order=l2_order, mask=mask, out=out, scale=scale, shift=shift,
@@ -77,7 +78,7 @@ def _step(
 
 
 def _project(x, x0, eps, lo, hi, norm, eps_t, lo_t, hi_t, out, scale, shift, impl):
-    _reject_overlap("project_", {"x": x, "out": out}, {"x0": x0})
+    _reject_overlap("project_", x=x, out=out, x0=x0)
     module = _implementation("project_", impl, x)
     module.pgd_step_(
         x, None, x0, norm=norm, l2_order="ball-box", mask=None, out=out, scale=scale, shift=shift,

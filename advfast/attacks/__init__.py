@@ -1,0 +1,3 @@
+"""Attacks on one inner loop."""
+
+from .pgd import PGDAttack as PGDAttack
