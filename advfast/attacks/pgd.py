@@ -212,7 +212,7 @@ class PGDAttack:
 
         if batch == 0:
             return torch.empty_like(images)
-                if labels is not None and labels.is_inference():
+        if labels is not None and labels.is_inference():
             labels = labels.clone()  # autograd cannot save a tensor made in inference mode
         if self.loss == "kl" or (labels is None and (self.steps or self.restarts > 1)):
             with torch.no_grad():
@@ -335,9 +335,7 @@ class PGDAttack:
         assert labels is not None
         return (predicted == labels) if self.targeted else (predicted != labels), value
 
-    def _narrow(
-        self, x: Tensor, x0: Tensor, dtype: torch.dtype, eps: Number, norm: str
-    ) -> Tensor:
+    def _narrow(self, x: Tensor, x0: Tensor, dtype: torch.dtype, eps: Number, norm: str) -> Tensor:
         """x in another dtype, still inside the ball and the box."""
         result = torch.empty_like(x, dtype=dtype)
         project_(x, x0, eps=eps, norm=norm, bounds=self.bounds, out=result, impl=self.impl)
