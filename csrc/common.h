@@ -31,6 +31,14 @@ template <class To, class From> ADVFAST_HD To bit_cast(From from) {
     return u.to;
 }
 
+// Loads and stores of the 16-bit formats go through their integer: compilers vectorise that, and not the struct.
+template <class G> ADVFAST_HD G load(const G* p, int64_t i) { return p[i]; }
+ADVFAST_HD f16 load(const f16* p, int64_t i) { return f16{reinterpret_cast<const uint16_t*>(p)[i]}; }
+ADVFAST_HD bf16 load(const bf16* p, int64_t i) { return bf16{reinterpret_cast<const uint16_t*>(p)[i]}; }
+template <class O> ADVFAST_HD void store(O* p, int64_t i, O v) { p[i] = v; }
+ADVFAST_HD void store(f16* p, int64_t i, f16 v) { reinterpret_cast<uint16_t*>(p)[i] = v.bits; }
+ADVFAST_HD void store(bf16* p, int64_t i, bf16 v) { reinterpret_cast<uint16_t*>(p)[i] = v.bits; }
+
 // --- widening -------------------------------------------------------------------------------------------------------
 
 ADVFAST_HD float to_float(float v) { return v; }

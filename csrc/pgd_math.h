@@ -23,8 +23,15 @@ template <class T> ADVFAST_HD T linf_hold(T x, T x0, T eps, T lo, T hi) {
     return clamp(clamp(x, x0 - eps, x0 + eps), lo, hi);
 }
 
-// sign(0) = 0.
-template <class T> ADVFAST_HD T sign_of(T g) { return T(g > T(0)) - T(g < T(0)); }
+// The sign of a gradient entry as a T; sign(0) = 0. In the gradient's own format: a small double would vanish in float.
+template <class T> ADVFAST_HD T sign_as(float g) { return T(g > 0.0f) - T(g < 0.0f); }
+template <class T> ADVFAST_HD T sign_as(double g) { return T(g > 0.0) - T(g < 0.0); }
+template <class T> ADVFAST_HD T sign_of_bits(uint16_t bits) {
+    const T magnitude = (bits & 0x7fffu) != 0 ? T(1) : T(0);
+    return (bits & 0x8000u) != 0 ? -magnitude : magnitude;
+}
+template <class T> ADVFAST_HD T sign_as(f16 g) { return sign_of_bits<T>(g.bits); }
+template <class T> ADVFAST_HD T sign_as(bf16 g) { return sign_of_bits<T>(g.bits); }
 
 // x0 + delta, rounded to nearest unless that is farther from x0 than delta: then toward x0. So the norm of the stored
 // perturbation never exceeds the norm of delta, whatever the size of x0.
@@ -35,20 +42,22 @@ template <class T> ADVFAST_HD T add_within(T x0, T delta) {
     return far > limit ? neighbour(z, moved < T(0)) : z;
 }
 
-ADVFAST_HD double widen(float v) { return v; }
+// What the formats are compared in: float holds every number of the 16-bit formats.
+ADVFAST_HD float widen(f16 v) { return to_float(v); }
+ADVFAST_HD float widen(bf16 v) { return to_float(v); }
+ADVFAST_HD float widen(float v) { return v; }
 ADVFAST_HD double widen(double v) { return v; }
-ADVFAST_HD double widen(f16 v) { return to_float(v); }
-ADVFAST_HD double widen(bf16 v) { return to_float(v); }
 
 // x as the format O, between x0 and x: the distance to x0 never grows. If no number of the format lies between them
 // (x0 is not of the format O), the nearest.
 template <class O, class T> ADVFAST_HD O round_toward(T x, T x0) {
     const O nearest = round_to<O>(x);
-    const double value = widen(nearest);
     const bool above = x >= x0;
-    const bool outside = above ? value > widen(x) : value < widen(x);
+    const auto value = widen(nearest);
+    const bool outside = above ? value > x : value < x;
     const O inner = neighbour(nearest, !above);
-    const bool crosses = above ? widen(inner) < widen(x0) : widen(inner) > widen(x0);
+    const auto next = widen(inner);
+    const bool crosses = above ? next < x0 : next > x0;
     return outside && !crosses ? inner : nearest;
 }
 

@@ -104,19 +104,10 @@ template <class T> T not_a_number() { return static_cast<T>(__builtin_nanf(""));
 template <class T, class G> int64_t signs_of(const G* grad, T* signs, int64_t n) {
     int32_t bad = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const bool finite = is_finite(grad[i]);
+        const G entry = load(grad, i);
+        const bool finite = is_finite(entry);
         bad += !finite;
-        signs[i] = finite ? sign_of(static_cast<T>(to_float(grad[i]))) : not_a_number<T>();
-    }
-    return bad;
-}
-// A double gradient may be too small for float: its sign counts all the same.
-template <class T> int64_t signs_of(const double* grad, T* signs, int64_t n) {
-    int32_t bad = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        const bool finite = is_finite(grad[i]);
-        bad += !finite;
-        signs[i] = finite ? static_cast<T>(sign_of(grad[i])) : not_a_number<T>();
+        signs[i] = finite ? sign_as<T>(entry) : not_a_number<T>();
     }
     return bad;
 }
@@ -131,13 +122,19 @@ template <class T> int64_t apply_mask(const uint8_t* mask, T* signs, int64_t n) 
     return uncounted;
 }
 
-template <class T>
-void linf_step_same(T* x, const T* x0, const T* signs, int64_t n, T alpha, T eps, T lo, T hi) {
+// The usual case in one loop: no mask, and operands that do not vary within the chunk.
+template <class T, class G>
+int64_t linf_step_plain(T* x, const G* grad, const T* x0, int64_t n, T alpha, T eps, T lo, T hi) {
+    int32_t bad = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const T moved = linf_step(x[i], x0[i], signs[i], alpha, eps, lo, hi);
+        const G entry = load(grad, i);
+        const bool finite = is_finite(entry);
+        bad += !finite;
+        const T moved = linf_step(x[i], x0[i], sign_as<T>(entry), alpha, eps, lo, hi);
         const T held = linf_hold(x[i], x0[i], eps, lo, hi);
-        x[i] = signs[i] == signs[i] ? moved : held;
+        x[i] = finite ? moved : held;
     }
+    return bad;
 }
 template <class T>
 void linf_step_each(T* x, const T* x0, const T* signs, int64_t n, const T* alpha, const T* eps, const T* lo,
@@ -152,20 +149,20 @@ void linf_step_each(T* x, const T* x0, const T* signs, int64_t n, const T* alpha
 template <class T, class O> void narrow(const T* x, const T* x0, O* out, int64_t n, int64_t stride) {
     if (stride == 1) {
         for (int64_t i = 0; i < n; ++i)
-            out[i] = round_toward<O>(x[i], x0[i]);
+            store(out, i, round_toward<O>(x[i], x0[i]));
     } else {
         for (int64_t i = 0; i < n; ++i)
-            out[i * stride] = round_toward<O>(x[i], x0[i]);
+            store(out, i * stride, round_toward<O>(x[i], x0[i]));
     }
 }
 template <class T, class O>
 void normalise(const T* x, const T* scale, const T* shift, O* out, int64_t n, int64_t stride) {
     if (stride == 1) {
         for (int64_t i = 0; i < n; ++i)
-            out[i] = round_to<O>((x[i] - shift[i]) * scale[i]);
+            store(out, i, round_to<O>((x[i] - shift[i]) * scale[i]));
     } else {
         for (int64_t i = 0; i < n; ++i)
-            out[i * stride] = round_to<O>((x[i] - shift[i]) * scale[i]);
+            store(out, i * stride, round_to<O>((x[i] - shift[i]) * scale[i]));
     }
 }
 
@@ -226,6 +223,25 @@ template <class T> struct Step {
     // --- linf: one chunk --------------------------------------------------------------------------------------------
 
     int64_t linf(int64_t sample, int64_t start, int64_t n) {
+        alpha.load(args.alpha, shape, sample, start, n);
+        eps.load(args.eps, shape, sample, start, n);
+        lo.load(args.lo, shape, sample, start, n);
+        hi.load(args.hi, shape, sample, start, n);
+        const bool plain =
+            args.grad && !args.mask.data && !alpha.each && !eps.each && !lo.each && !hi.each;
+        int64_t bad = 0;
+        if (plain)
+            with_dtype(args.grad_dtype, [&](auto tag) { bad = linf_plain(tag, sample, start, n); });
+        else
+            bad = linf_general(sample, start, n);
+        write_out(sample, start, n);
+        return bad;
+    }
+    template <class G> int64_t linf_plain(Types<G>, int64_t sample, int64_t start, int64_t n) {
+        const G* grad = static_cast<const G*>(args.grad) + sample * dim + start;
+        return linf_step_plain(x_at(sample, start), grad, x0_at(sample, start), n, alpha.one, eps.one, lo.one, hi.one);
+    }
+    int64_t linf_general(int64_t sample, int64_t start, int64_t n) {
         int64_t bad = 0;
         if (args.grad) {
             with_dtype(args.grad_dtype, [&](auto tag) { bad = load_signs(tag, sample, start, n); });
@@ -233,23 +249,12 @@ template <class T> struct Step {
                 mask.load(args.mask, shape, sample, start, n);
                 bad -= apply_mask(mask.expanded(n), signs, n);
             }
-            alpha.load(args.alpha, shape, sample, start, n);
         } else {
             for (int64_t i = 0; i < n; ++i)
                 signs[i] = not_a_number<T>();
-            alpha.each = nullptr;
-            alpha.one = T(0);
         }
-        eps.load(args.eps, shape, sample, start, n);
-        lo.load(args.lo, shape, sample, start, n);
-        hi.load(args.hi, shape, sample, start, n);
-        T* x = x_at(sample, start);
-        const T* x0 = x0_at(sample, start);
-        if (!alpha.each && !eps.each && !lo.each && !hi.each)
-            linf_step_same(x, x0, signs, n, alpha.one, eps.one, lo.one, hi.one);
-        else
-            linf_step_each(x, x0, signs, n, alpha.expanded(n), eps.expanded(n), lo.expanded(n), hi.expanded(n));
-        write_out(sample, start, n);
+        linf_step_each(x_at(sample, start), x0_at(sample, start), signs, n, alpha.expanded(n), eps.expanded(n),
+                       lo.expanded(n), hi.expanded(n));
         return bad;
     }
     template <class G> int64_t load_signs(Types<G>, int64_t sample, int64_t start, int64_t n) {
@@ -260,187 +265,232 @@ template <class T> struct Step {
 
     // Sums over a sample are taken in double, in kLanes interleaved partial sums: the same on every instruction set.
     static constexpr int kLanes = 16;
-    struct Sum {
-        double lane[kLanes] = {};
-        double total() const {
-            double sum = 0;
-            for (int i = 0; i < kLanes; ++i)
-                sum += lane[i];
-            return sum;
-        }
-    };
-    template <class F> static void accumulate(Sum& sum, int64_t n, F term) {
+    template <class F> static double sum_of(int64_t n, F term) {
+        double lanes[kLanes] = {};
         int64_t i = 0;
         for (; i + kLanes <= n; i += kLanes)
             for (int lane = 0; lane < kLanes; ++lane)
-                sum.lane[lane] += term(i + lane);
+                lanes[lane] += term(i + lane);
         for (int lane = 0; i < n; ++i, ++lane)
-            sum.lane[lane] += term(i);
+            lanes[lane] += term(i);
+        double sum = 0;
+        for (double lane : lanes)
+            sum += lane;
+        return sum;
     }
     template <class F> void chunks(F f) const {
         for (int64_t start = 0; start < dim; start += kChunk)
             f(start, dim - start < kChunk ? dim - start : kChunk);
     }
 
-    // g[i] = gradient entry as double, 0 where masked or not finite.
-    double g[kChunk];
-    struct GradChunk {
-        int64_t bad, active;
-    };
-    template <class G> GradChunk load_grad(Types<G>, int64_t sample, int64_t start, int64_t n) {
+    double gradient[kChunk]; // as double, 0 where masked or not finite
+    T direction[kChunk];     // the same, divided by the norm
+    int64_t bad, active;     // entries of the sample that are not finite, and that are not masked
+
+    template <class G> void load_gradient(Types<G>, int64_t sample, int64_t start, int64_t n) {
         const G* grad = static_cast<const G*>(args.grad) + sample * dim + start;
-        int32_t bad = 0, active = 0;
-        if (!args.mask.data) {
+        int32_t wrong = 0, on = 0;
+        if (args.mask.data) {
+            mask.load(args.mask, shape, sample, start, n);
+            const uint8_t* used = mask.expanded(n);
             for (int64_t i = 0; i < n; ++i) {
-                const bool finite = is_finite(grad[i]);
-                bad += !finite;
-                g[i] = finite ? to_double(grad[i]) : 0.0;
+                const G entry = load(grad, i);
+                const bool finite = is_finite(entry);
+                wrong += used[i] && !finite;
+                on += used[i] != 0;
+                gradient[i] = used[i] && finite ? to_double(entry) : 0.0;
             }
-            return {bad, n};
+        } else {
+            on = static_cast<int32_t>(n);
+            for (int64_t i = 0; i < n; ++i) {
+                const G entry = load(grad, i);
+                const bool finite = is_finite(entry);
+                wrong += !finite;
+                gradient[i] = finite ? to_double(entry) : 0.0;
+            }
         }
-        mask.load(args.mask, shape, sample, start, n);
-        const uint8_t* on = mask.expanded(n);
-        for (int64_t i = 0; i < n; ++i) {
-            const bool finite = is_finite(grad[i]);
-            bad += on[i] && !finite;
-            active += on[i] != 0;
-            g[i] = on[i] && finite ? to_double(grad[i]) : 0.0;
-        }
-        return {bad, active};
-    }
-    GradChunk load_grad(int64_t sample, int64_t start, int64_t n) {
-        GradChunk chunk{};
-        with_dtype(args.grad_dtype, [&](auto tag) { chunk = load_grad(tag, sample, start, n); });
-        return chunk;
+        bad += wrong;
+        active += on;
     }
 
-    // Sum of |g * scale| or (g * scale)^2 over the sample.
-    double grad_sum(int64_t sample, double factor, int64_t& bad, int64_t& active) {
-        Sum sum;
+    // Sum of squares (l2) or of sizes (l1) of the gradient times factor; counts bad and active.
+    double careful_sum(int64_t sample, double factor) {
+        double sum = 0;
         bad = active = 0;
         chunks([&](int64_t start, int64_t n) {
-            const GradChunk chunk = load_grad(sample, start, n);
-            bad += chunk.bad;
-            active += chunk.active;
+            with_dtype(args.grad_dtype, [&](auto tag) { load_gradient(tag, sample, start, n); });
+            const double* g = gradient;
             if (args.norm == Norm::l2)
-                accumulate(sum, n, [&](int64_t i) { return (g[i] * factor) * (g[i] * factor); });
+                sum += sum_of(n, [=](int64_t i) { return (g[i] * factor) * (g[i] * factor); });
             else
-                accumulate(sum, n, [&](int64_t i) { return fabs(g[i] * factor); });
+                sum += sum_of(n, [=](int64_t i) { return fabs(g[i] * factor); });
         });
-        return sum.total();
+        return sum;
     }
-    double grad_max(int64_t sample) {
+    template <class G> double plain_sum(Types<G>, int64_t sample) {
+        const G* g = static_cast<const G*>(args.grad) + sample * dim;
+        if (args.norm == Norm::l1)
+            return sum_of(dim, [=](int64_t i) { return fabs(to_double(load(g, i))); });
+        return sum_of(dim, [=](int64_t i) {
+            const double v = to_double(load(g, i));
+            return v * v;
+        });
+    }
+    double largest_entry(int64_t sample) {
         double largest = 0;
         chunks([&](int64_t start, int64_t n) {
-            load_grad(sample, start, n);
+            with_dtype(args.grad_dtype, [&](auto tag) { load_gradient(tag, sample, start, n); });
             for (int64_t i = 0; i < n; ++i)
-                largest = fabs(g[i]) > largest ? fabs(g[i]) : largest;
+                largest = fabs(gradient[i]) > largest ? fabs(gradient[i]) : largest;
         });
         return largest;
     }
 
-    int64_t ball(int64_t sample) {
-        int64_t bad = 0, active = 0;
-        double factor = 1.0, norm = 0.0;
-        if (args.grad) {
-            double sum = grad_sum(sample, factor, bad, active);
-            if (args.grad_dtype == DType::f64 && !(sum > 1e-280 && sum < 1e300)) {
-                // Squares of doubles overflow and underflow: bring the largest entry to 1 first.
-                const double largest = grad_max(sample);
-                factor = largest > 0 ? 1.0 / largest : 1.0;
-                if (!is_finite(factor))
-                    factor = 8.98846567431158e307; // 2^1023
-                sum = grad_sum(sample, factor, bad, active);
-            }
-            norm = args.norm == Norm::l2 ? sqrt(sum) : sum;
+    // The norm of the gradient of a sample is norm / factor; 0: the sample does not move.
+    struct Scaled {
+        double norm, factor;
+    };
+    Scaled gradient_norm(int64_t sample) {
+        // Squares of doubles overflow and underflow; those of the other formats do not, in double.
+        const bool wide = args.grad_dtype == DType::f64;
+        double factor = 1.0, sum = 0;
+        if (!args.mask.data) {
+            with_dtype(args.grad_dtype, [&](auto tag) { sum = plain_sum(tag, sample); });
+            bad = 0;
+            active = dim;
         }
-        const bool moves = bad == 0 && active > 0 && norm > 0;
-        const double inverse = moves ? 1.0 / norm : 0.0;
+        if (args.mask.data || !is_finite(sum))
+            sum = careful_sum(sample, factor);
+        if (wide && bad == 0 && !(sum > 1e-280 && sum < 1e300)) {
+            const double largest = largest_entry(sample);
+            factor = largest > 0 ? 1.0 / largest : 1.0;
+            factor = is_finite(factor) ? factor : 8.98846567431158e307; // 2^1023
+            sum = careful_sum(sample, factor);
+        }
+        const bool moves = bad == 0 && active > 0 && sum > 0;
+        return {moves ? (args.norm == Norm::l2 ? sqrt(sum) : sum) : 0.0, factor};
+    }
+
+    // direction = gradient / norm, in T: the power of two nearest the norm first, so that nothing leaves T's range.
+    struct Division {
+        double shift;
+        T rest;
+    };
+    static Division division(double norm) {
+        int exponent;
+        frexp(norm, &exponent);
+        exponent = exponent < -120 ? -120 : exponent;
+        const double power = ldexp(1.0, exponent);
+        return {1.0 / power, static_cast<T>(power / norm)};
+    }
+    template <class G>
+    void plain_direction(Types<G>, const Division& by, int64_t sample, int64_t start, int64_t n) {
+        const G* g = static_cast<const G*>(args.grad) + sample * dim + start;
+        const T shift = static_cast<T>(by.shift);
+        for (int64_t i = 0; i < n; ++i)
+            direction[i] = static_cast<T>(to_float(load(g, i))) * shift * by.rest;
+    }
+    void plain_direction(Types<double>, const Division& by, int64_t sample, int64_t start, int64_t n) {
+        const double* g = static_cast<const double*>(args.grad) + sample * dim + start;
+        for (int64_t i = 0; i < n; ++i)
+            direction[i] = static_cast<T>(g[i] * by.shift) * by.rest;
+    }
+    void load_direction(const Scaled& size, const Division& by, int64_t sample, int64_t start, int64_t n) {
+        if (!args.mask.data && size.factor == 1.0) {
+            with_dtype(args.grad_dtype, [&](auto tag) { plain_direction(tag, by, sample, start, n); });
+            return;
+        }
+        with_dtype(args.grad_dtype, [&](auto tag) { load_gradient(tag, sample, start, n); });
+        for (int64_t i = 0; i < n; ++i)
+            direction[i] = static_cast<T>(gradient[i] * size.factor * by.shift) * by.rest;
+    }
+
+    int64_t ball(int64_t sample) {
+        bad = 0;
+        const Scaled size = args.grad ? gradient_norm(sample) : Scaled{0.0, 1.0};
+        const int64_t nonfinite = bad;
+        const Division by = size.norm > 0 ? division(size.norm) : Division{0.0, T(0)};
 
         // The move. What is left in x is the unprojected iterate; its distance to x0 is summed on the way.
-        Sum distance;
+        double sum = 0;
         chunks([&](int64_t start, int64_t n) {
             T* x = x_at(sample, start);
             const T* x0 = x0_at(sample, start);
-            if (moves) {
-                load_grad(sample, start, n);
+            if (size.norm > 0) {
+                load_direction(size, by, sample, start, n);
                 alpha.load(args.alpha, shape, sample, start, n);
                 const T* step = alpha.expanded(n);
                 for (int64_t i = 0; i < n; ++i)
-                    x[i] = x[i] + static_cast<T>(static_cast<double>(step[i]) * ((g[i] * factor) * inverse));
+                    x[i] = x[i] + step[i] * direction[i];
                 if (args.box_first)
                     clamp_to_box(x, sample, start, n);
             }
             if (args.norm == Norm::l2)
-                accumulate(distance, n, [&](int64_t i) {
-                    const double d = static_cast<double>(x[i]) - static_cast<double>(x0[i]);
+                sum += sum_of(n, [=](int64_t i) {
+                    const double d = static_cast<double>(x[i] - x0[i]);
                     return d * d;
                 });
             else
-                accumulate(distance, n,
-                           [&](int64_t i) { return fabs(static_cast<double>(x[i]) - static_cast<double>(x0[i])); });
+                sum += sum_of(n, [=](int64_t i) { return distance(x[i], x0[i]); });
         });
         eps.load(args.eps, shape, sample, 0, 1);
         const double radius = static_cast<double>(eps.each ? eps.each[0] : eps.one);
-        const double far = args.norm == Norm::l2 ? sqrt(distance.total()) : distance.total();
-        if (args.norm == Norm::l2)
-            finish(sample, far > radius, [=](double d) { return d * (radius / far); });
-        else if (far > radius) {
-            const double theta = l1_threshold(sample, radius, far);
-            finish(sample, true, [=](double d) {
-                const double left = fabs(d) - theta;
-                return left > 0 ? (d < 0 ? -left : left) : 0.0;
-            });
-        } else
-            finish(sample, false, [](double d) { return d; });
-        return bad;
+        const double far = args.norm == Norm::l2 ? sqrt(sum) : sum;
+        const bool outside = far > radius;
+        const T shrink = outside ? static_cast<T>(radius / far) : T(1);
+        const double theta = outside && args.norm == Norm::l1 ? l1_threshold(sample, radius, far) : 0.0;
+        chunks([&](int64_t start, int64_t n) {
+            T* x = x_at(sample, start);
+            const T* x0 = x0_at(sample, start);
+            if (outside && args.norm == Norm::l2)
+                for (int64_t i = 0; i < n; ++i)
+                    x[i] = add_within(x0[i], (x[i] - x0[i]) * shrink);
+            else if (outside)
+                for (int64_t i = 0; i < n; ++i) {
+                    const double left = distance(x[i], x0[i]) - theta;
+                    const T kept = left > 0 ? static_cast<T>(left) : T(0);
+                    x[i] = add_within(x0[i], x[i] < x0[i] ? -kept : kept);
+                }
+            clamp_to_box(x, sample, start, n);
+            write_out(sample, start, n);
+        });
+        return nonfinite;
     }
+
+    static double distance(T x, T x0) { return fabs(static_cast<double>(x) - static_cast<double>(x0)); }
 
     // theta with sum(max(|d| - theta, 0)) = eps, by Newton's method from below: each pass drops the entries that end
     // at zero, and it ends when none does (Michelot 1986; the same theta as by sorting, Duchi et al. 2008).
     double l1_threshold(int64_t sample, double radius, double total) {
+        const T* x = x_at(sample, 0);
+        const T* x0 = x0_at(sample, 0);
         double theta = (total - radius) / static_cast<double>(dim);
         for (int64_t count = dim;;) {
-            Sum sum, kept;
-            chunks([&](int64_t start, int64_t n) {
-                const T* x = x_at(sample, start);
-                const T* x0 = x0_at(sample, start);
-                accumulate(sum, n, [&](int64_t i) {
-                    const double d = fabs(static_cast<double>(x[i]) - static_cast<double>(x0[i]));
-                    return d > theta ? d : 0.0;
-                });
-                accumulate(kept, n, [&](int64_t i) {
-                    const double d = fabs(static_cast<double>(x[i]) - static_cast<double>(x0[i]));
-                    return d > theta ? 1.0 : 0.0;
-                });
+            const double sum = sum_of(dim, [=](int64_t i) {
+                const double d = distance(x[i], x0[i]);
+                return d > theta ? d : 0.0;
             });
-            const int64_t left = static_cast<int64_t>(kept.total());
+            const int64_t left = static_cast<int64_t>(
+                sum_of(dim, [=](int64_t i) { return distance(x[i], x0[i]) > theta ? 1.0 : 0.0; }));
             if (left == 0 || left == count)
                 return theta;
             count = left;
-            theta = (sum.total() - radius) / static_cast<double>(count);
+            theta = (sum - radius) / static_cast<double>(count);
         }
     }
 
     void clamp_to_box(T* x, int64_t sample, int64_t start, int64_t n) {
         lo.load(args.lo, shape, sample, start, n);
         hi.load(args.hi, shape, sample, start, n);
+        if (!lo.each && !hi.each) {
+            const T low = lo.one, high = hi.one;
+            for (int64_t i = 0; i < n; ++i)
+                x[i] = clamp(x[i], low, high);
+            return;
+        }
         const T *low = lo.expanded(n), *high = hi.expanded(n);
         for (int64_t i = 0; i < n; ++i)
             x[i] = clamp(x[i], low[i], high[i]);
-    }
-
-    template <class F> void finish(int64_t sample, bool shrink, F shrunk) {
-        chunks([&](int64_t start, int64_t n) {
-            T* x = x_at(sample, start);
-            const T* x0 = x0_at(sample, start);
-            if (shrink)
-                for (int64_t i = 0; i < n; ++i)
-                    x[i] = add_within(
-                        x0[i], static_cast<T>(shrunk(static_cast<double>(x[i]) - static_cast<double>(x0[i]))));
-            clamp_to_box(x, sample, start, n);
-            write_out(sample, start, n);
-        });
     }
 };
 

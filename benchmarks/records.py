@@ -1,0 +1,217 @@
+"""The one table of all results: its columns, the machine they belong to, the CSV file, the printed form."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SUITES = ("kernels", "attack", "train")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider in one case. Empty: does not apply. Every number is of the same run."""
+
+    date: str = ""  # UTC, ISO 8601, start of the run
+    commit: str = ""  # of the source tree; "+changes" where it had uncommitted ones
+    device: str = ""  # cpu | cuda: where the tensors were
+    machine: str = ""  # CPU model and number of cores
+    threads: int = 0  # torch.get_num_threads()
+    gpu: str = ""  # name of the GPU, "none" for a CPU row
+    driver: str = ""
+    python: str = ""
+    torch: str = ""
+    triton: str = ""
+    suite: str = ""  # kernels | attack | train
+    op: str = ""  # the fused op, or what is run as a whole
+    norm: str = ""
+    provider: str = ""
+    peer_version: str = ""  # of the package behind the provider
+    dtype: str = ""  # kernels: of the gradient; attack and train: of the images
+    layout: str = ""  # NCHW | NHWC
+    shape: str = ""  # 64x3x224x224
+    case: str = ""  # what else tells this case apart
+    bytes: int | None = None  # kernels: fewest bytes that the op must move
+    copy_gb_per_s: float | None = None  # of tensor.copy_ at this size, read and write counted
+    floor_ms: float | None = None  # kernels: bytes at that rate; attack: the network's passes alone
+    ms_p20: float | None = None
+    ms_p50: float | None = None
+    ms_p80: float | None = None
+    gb_per_s: float | None = None  # bytes / ms_p50
+    percent_of_copy: float | None = None  # gb_per_s / copy_gb_per_s
+    ratio_to_torch: float | None = None  # ms_p50 of "torch" / ms_p50: above 1 is faster than it
+    ratio_to_inplace: float | None = None  # the same against "torch_inplace"
+    memory_bytes: int | None = None  # attack: see results/README.md
+    equal_share: float | None = None  # share of the elements with the bits of the row to compare with
+    rounds: int | None = None  # timed calls behind the percentiles
+    status: str = "ok"  # ok | skipped: reason | failed: reason | wrong: what
+
+
+FIELDS = tuple(field.name for field in fields(Row))
+# A later run on the same machine and commit replaces the row with the same key.
+KEY = (
+    "commit", "device", "machine", "threads", "gpu", "torch", "triton", "suite", "op", "norm",
+    "provider", "dtype", "layout", "shape", "case",
+)  # fmt: skip
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def package_version(name: str) -> str:
+    """Version of an installed distribution, or "" where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _commit() -> str:
+    commit = _output("git", "rev-parse", "HEAD")
+    if commit:
+        # Results written by an earlier stage do not change what is measured.
+        changed = _output("git", "status", "--porcelain", "--", ".", ":!benchmarks/results")
+        return commit + ("+changes" if changed else "")
+    import advfast
+
+    return str(advfast.info()["commit"])
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def environment(device: str) -> Row:
+    """A row with the columns that every row of this run shares."""
+    on_gpu = device == "cuda"
+    driver = "nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"
+    return Row(
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        commit=_commit(),
+        device=device,
+        machine=f"{_cpu_model()}, {os.cpu_count()} cores",
+        threads=torch.get_num_threads(),
+        gpu=torch.cuda.get_device_name() if on_gpu else "none",
+        driver=(_output(*driver).splitlines() or ["unknown"])[0] if on_gpu else "",
+        python=platform.python_version(),
+        torch=torch.__version__,
+        triton=package_version("triton"),
+    )
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def key(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in KEY)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a results file.
+
+    Raises:
+        ValueError: the file has other columns than this version writes.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != FIELDS:
+            raise ValueError(
+                f"{path} has other columns than this version writes; expected {', '.join(FIELDS)}, "
+                f"got {', '.join(reader.fieldnames or ())}: give another --out"
+            )
+        return list(reader)
+
+
+class Results:
+    """Rows of one run; each one is in the file (if there is one) as soon as it is added."""
+
+    def __init__(self, path: Path | None, shared: Row) -> None:
+        self.path = path
+        self.shared = shared
+        self.rows: list[Row] = []
+        self._file: dict[tuple[str, ...], dict[str, str]] = {}
+        if path is not None and path.exists():
+            self._file = {key(row): row for row in read(path)}
+
+    def add(self, rows: list[Row]) -> None:
+        own = {field: getattr(self.shared, field) for field in FIELDS[: FIELDS.index("suite")]}
+        for row in rows:
+            row = replace(row, **own)
+            self.rows.append(row)
+            text = {name: _text(value) for name, value in asdict(row).items()}
+            self._file[key(text)] = text
+        if self.path is not None:
+            self._write(self.path)
+
+    def _write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self._file.values())
+        part.replace(path)
+
+
+_SHOWN = {
+    "provider": "provider", "ms_p50": "ms p50", "ms_p20": "p20", "ms_p80": "p80",
+    "gb_per_s": "GB/s", "percent_of_copy": "% of copy", "ratio_to_torch": "x torch",
+    "ratio_to_inplace": "x in place", "memory_bytes": "memory", "equal_share": "equal",
+    "status": "status",
+}  # fmt: skip
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if name in ("percent_of_copy", "ratio_to_torch", "ratio_to_inplace"):
+        return f"{value:.1f}" if name == "percent_of_copy" else f"{value:.2f}"
+    if name == "memory_bytes":
+        return f"{int(str(value)) / 2**20:.1f} MiB"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text, one block a case."""
+    names = [name for name in _SHOWN if any(getattr(row, name) is not None for row in rows)]
+    body = [[_cell(name, getattr(row, name)) for name in names] for row in rows]
+    heads = [_SHOWN[name] for name in names]
+    widths = [max(map(len, column)) for column in zip(heads, *body, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        pairs = list(zip(cells, widths, strict=True))
+        first, last = f"  {pairs[0][0]:<{pairs[0][1]}}", pairs[-1][0]
+        return "  ".join([first, *(f"{cell:>{width}}" for cell, width in pairs[1:-1]), last])
+
+    lines, title = [], None
+    for row, cells in zip(rows, body, strict=True):
+        head = " ".join(filter(None, (row.op, row.norm, row.dtype, row.layout, row.shape, row.case)))
+        if head != title:
+            floor = f", floor {row.floor_ms:.4g} ms" if row.floor_ms is not None else ""
+            lines += ["", head + floor, line(heads)]
+            title = head
+        lines.append(line(cells).rstrip())
+    return "\n".join(lines)

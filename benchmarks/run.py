@@ -1,0 +1,113 @@
+"""Tests an op, then times it against its peers: python benchmarks/run.py kernels|attack|train [--quick] ...
+
+Nothing is timed, and no ratio printed, when a test of what is timed fails. results/README.md says what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import suite_attack
+import suite_kernels
+import suite_train
+import torch
+from records import ROOT, SUITES, Results, Row, environment, table
+from timing import Clock, DeviceClock, HostClock
+
+MODULES: dict[str, Any] = {
+    "kernels": suite_kernels, "attack": suite_attack, "train": suite_train,
+}  # fmt: skip
+TESTS = {"kernels": "tests/kernels", "attack": "tests/attacks", "train": "tests/training"}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument(
+        "--quick", action="store_true", help="small cases, few rounds: a trial, no result"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; default: torch's own")
+    parser.add_argument(
+        "--out", type=Path,
+        help="CSV; rows of the same key in it are replaced (default: benchmarks/results/SUITE_DEVICE.csv, "
+        "with --quick none)",
+    )  # fmt: skip
+    parser.add_argument("--only", type=re.compile, metavar="REGEX", help="cases that it matches")
+    parser.add_argument(
+        "--tests", nargs="+", metavar="PATH",
+        help=f"what pytest runs first; default: {', '.join(TESTS.values())}, by suite",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", default=float("inf"),
+        help="no new case is begun after this long; those left are rows with status skipped",
+    )  # fmt: skip
+    return parser.parse_args(arguments)
+
+
+def tests_pass(paths: list[str], *, quick: bool) -> bool:
+    missing = [path for path in paths if not (ROOT / path.split("::")[0]).exists()]
+    if missing:
+        print(f"no tests at {', '.join(missing)}", file=sys.stderr)
+        return False
+    command = [sys.executable, "-m", "pytest", "-q", "-x", *paths]
+    print("tests first:", " ".join(command[2:]), flush=True)
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def clock_for(suite: str, device: str) -> Clock:
+    return DeviceClock() if suite == "kernels" and device == "cuda" else HostClock(device)
+
+
+def run(args: argparse.Namespace, chosen: Iterable[Any], results: Results) -> None:
+    module = MODULES[args.suite]
+    clock = clock_for(args.suite, args.device)
+    start = time.monotonic()
+    for case in chosen:
+        if time.monotonic() - start > args.budget:
+            rows = [module.skipped(case, f"the time budget of {args.budget:g} s was spent")]
+        else:
+            rows = module.measure(case, args.device, quick=args.quick, clock=clock)
+        results.add(rows)
+        print(table(rows), flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("--device cuda: torch sees no CUDA device here", file=sys.stderr)
+        return 2
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    found = MODULES[args.suite].cases(args.device, quick=args.quick)
+    chosen = [case for case in found if args.only is None or args.only.search(str(case))]
+    if args.list or not chosen:
+        print("\n".join(map(str, chosen)) or f"--only {args.only.pattern} matches no case")
+        return 0 if args.list else 2
+    if not tests_pass(args.tests or [TESTS[args.suite]], quick=args.quick):
+        print("refused: the tests above must pass before anything is timed", file=sys.stderr)
+        return 1
+    path = args.out
+    if path is None and not args.quick:
+        path = ROOT / f"benchmarks/results/{args.suite}_{args.device}.csv"
+    results = Results(path, environment(args.device))
+    shared: Row = results.shared
+    print(f"{shared.machine}, {shared.threads} threads; GPU {shared.gpu}; torch {shared.torch}; ")
+    run(args, chosen, results)
+    bad = [row for row in results.rows if row.status.startswith(("wrong", "failed"))]
+    for row in bad:
+        print(f"{row.op} {row.norm} {row.provider}: {row.status}", file=sys.stderr)
+    print(f"\n{len(results.rows)} rows" + (f" in {path}" if path else ", not written (--quick)"))
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
