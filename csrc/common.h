@@ -14,12 +14,11 @@
 
 namespace advfast {
 
-struct f16 {
-    uint16_t bits;
-};
-struct bf16 {
-    uint16_t bits;
-};
+// Enumerations and not structs: compilers vectorise loops over scalars alone.
+enum class f16 : uint16_t {};
+enum class bf16 : uint16_t {};
+ADVFAST_HD uint16_t bits_of(f16 v) { return static_cast<uint16_t>(v); }
+ADVFAST_HD uint16_t bits_of(bf16 v) { return static_cast<uint16_t>(v); }
 
 template <class To, class From> ADVFAST_HD To bit_cast(From from) {
     static_assert(sizeof(To) == sizeof(From), "same size");
@@ -31,22 +30,14 @@ template <class To, class From> ADVFAST_HD To bit_cast(From from) {
     return u.to;
 }
 
-// Loads and stores of the 16-bit formats go through their integer: compilers vectorise that, and not the struct.
-template <class G> ADVFAST_HD G load(const G* p, int64_t i) { return p[i]; }
-ADVFAST_HD f16 load(const f16* p, int64_t i) { return f16{reinterpret_cast<const uint16_t*>(p)[i]}; }
-ADVFAST_HD bf16 load(const bf16* p, int64_t i) { return bf16{reinterpret_cast<const uint16_t*>(p)[i]}; }
-template <class O> ADVFAST_HD void store(O* p, int64_t i, O v) { p[i] = v; }
-ADVFAST_HD void store(f16* p, int64_t i, f16 v) { reinterpret_cast<uint16_t*>(p)[i] = v.bits; }
-ADVFAST_HD void store(bf16* p, int64_t i, bf16 v) { reinterpret_cast<uint16_t*>(p)[i] = v.bits; }
-
 // --- widening -------------------------------------------------------------------------------------------------------
 
 ADVFAST_HD float to_float(float v) { return v; }
 ADVFAST_HD float to_float(double v) { return static_cast<float>(v); }
-ADVFAST_HD float to_float(bf16 v) { return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
+ADVFAST_HD float to_float(bf16 v) { return bit_cast<float>(static_cast<uint32_t>(bits_of(v)) << 16); }
 ADVFAST_HD float to_float(f16 v) {
-    const uint32_t sign = static_cast<uint32_t>(v.bits & 0x8000u) << 16;
-    const uint32_t exponent = (v.bits >> 10) & 31u, mantissa = v.bits & 1023u;
+    const uint32_t sign = static_cast<uint32_t>(bits_of(v) & 0x8000u) << 16;
+    const uint32_t exponent = (bits_of(v) >> 10) & 31u, mantissa = bits_of(v) & 1023u;
     // Through an integer, not a multiplication of a subnormal: right also where the caller flushes denormals.
     const float subnormal = static_cast<float>(static_cast<int32_t>(mantissa)) * 5.9604644775390625e-8f; // 2^-24
     const uint32_t normal = ((exponent == 31u ? 255u : exponent + 112u) << 23) | (mantissa << 13);
@@ -56,8 +47,8 @@ ADVFAST_HD double to_double(double v) { return v; }
 template <class G> ADVFAST_HD double to_double(G v) { return static_cast<double>(to_float(v)); }
 
 template <class T> ADVFAST_HD bool is_finite(T v) { return v - v == T(0); }
-ADVFAST_HD bool is_finite(f16 v) { return (v.bits & 0x7c00u) != 0x7c00u; }
-ADVFAST_HD bool is_finite(bf16 v) { return (v.bits & 0x7f80u) != 0x7f80u; }
+ADVFAST_HD bool is_finite(f16 v) { return (bits_of(v) & 0x7c00u) != 0x7c00u; }
+ADVFAST_HD bool is_finite(bf16 v) { return (bits_of(v) & 0x7f80u) != 0x7f80u; }
 
 // --- narrowing, to nearest even -------------------------------------------------------------------------------------
 
@@ -67,7 +58,8 @@ template <> ADVFAST_HD double round_to<double>(float v) { return v; }
 template <> ADVFAST_HD bf16 round_to<bf16>(float v) {
     const uint32_t bits = bit_cast<uint32_t>(v);
     const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return bf16{static_cast<uint16_t>(v != v ? 0x7fc0u : rounded)};
+    // Not the constant 0x7fc0 for NaN: the compiler would make that a branch, and loops would not vectorise.
+    return bf16{static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded)};
 }
 template <> ADVFAST_HD f16 round_to<f16>(float v) {
     const uint32_t bits = bit_cast<uint32_t>(v), magnitude = bits & 0x7fffffffu;
@@ -99,8 +91,8 @@ ADVFAST_HD float neighbour(float v, bool up) {
 ADVFAST_HD double neighbour(double v, bool up) {
     return bit_cast<double>(neighbour_bits<uint64_t>(bit_cast<uint64_t>(v), up));
 }
-ADVFAST_HD f16 neighbour(f16 v, bool up) { return f16{neighbour_bits<uint16_t>(v.bits, up)}; }
-ADVFAST_HD bf16 neighbour(bf16 v, bool up) { return bf16{neighbour_bits<uint16_t>(v.bits, up)}; }
+ADVFAST_HD f16 neighbour(f16 v, bool up) { return f16{neighbour_bits<uint16_t>(bits_of(v), up)}; }
+ADVFAST_HD bf16 neighbour(bf16 v, bool up) { return bf16{neighbour_bits<uint16_t>(bits_of(v), up)}; }
 
 // --- Philox4x32-10 (Salmon et al., SC'11) ---------------------------------------------------------------------------
 
@@ -113,6 +105,13 @@ ADVFAST_HD uint32_t mul_hi(uint32_t a, uint32_t b) {
 }
 
 ADVFAST_HD Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+#if !defined(__CUDACC__)
+#if defined(__CUDACC__)
+#pragma unroll
+#elif defined(__GNUC__)
+#pragma GCC unroll 10
+#endif
+#endif
     for (int round = 0; round < 10; ++round) {
         const uint32_t hi0 = mul_hi(0xD2511F53u, c0), lo0 = 0xD2511F53u * c0;
         const uint32_t hi1 = mul_hi(0xCD9E8D57u, c2), lo1 = 0xCD9E8D57u * c2;

@@ -30,8 +30,8 @@ template <class T> ADVFAST_HD T sign_of_bits(uint16_t bits) {
     const T magnitude = (bits & 0x7fffu) != 0 ? T(1) : T(0);
     return (bits & 0x8000u) != 0 ? -magnitude : magnitude;
 }
-template <class T> ADVFAST_HD T sign_as(f16 g) { return sign_of_bits<T>(g.bits); }
-template <class T> ADVFAST_HD T sign_as(bf16 g) { return sign_of_bits<T>(g.bits); }
+template <class T> ADVFAST_HD T sign_as(f16 g) { return sign_of_bits<T>(bits_of(g)); }
+template <class T> ADVFAST_HD T sign_as(bf16 g) { return sign_of_bits<T>(bits_of(g)); }
 
 // x0 + delta, rounded to nearest unless that is farther from x0 than delta: then toward x0. So the norm of the stored
 // perturbation never exceeds the norm of delta, whatever the size of x0.
@@ -53,12 +53,12 @@ ADVFAST_HD double widen(double v) { return v; }
 template <class O, class T> ADVFAST_HD O round_toward(T x, T x0) {
     const O nearest = round_to<O>(x);
     const bool above = x >= x0;
-    const auto value = widen(nearest);
-    const bool outside = above ? value > x : value < x;
     const O inner = neighbour(nearest, !above);
-    const auto next = widen(inner);
-    const bool crosses = above ? next < x0 : next > x0;
-    return outside && !crosses ? inner : nearest;
+    const auto value = widen(nearest), next = widen(inner);
+    // & and |, without branches: loops over this vectorise.
+    const bool outside = ((value > x) & above) | ((value < x) & !above);
+    const bool crosses = ((next < x0) & above) | ((next > x0) & !above);
+    return (outside & !crosses) ? inner : nearest;
 }
 
 // Uniform in (-1, 1): odd multiples of 2^-24, exact in float32.

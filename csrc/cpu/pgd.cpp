@@ -104,7 +104,7 @@ template <class T> T not_a_number() { return static_cast<T>(__builtin_nanf(""));
 template <class T, class G> int64_t signs_of(const G* grad, T* signs, int64_t n) {
     int32_t bad = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const G entry = load(grad, i);
+        const G entry = grad[i];
         const bool finite = is_finite(entry);
         bad += !finite;
         signs[i] = finite ? sign_as<T>(entry) : not_a_number<T>();
@@ -127,7 +127,7 @@ template <class T, class G>
 int64_t linf_step_plain(T* x, const G* grad, const T* x0, int64_t n, T alpha, T eps, T lo, T hi) {
     int32_t bad = 0;
     for (int64_t i = 0; i < n; ++i) {
-        const G entry = load(grad, i);
+        const G entry = grad[i];
         const bool finite = is_finite(entry);
         bad += !finite;
         const T moved = linf_step(x[i], x0[i], sign_as<T>(entry), alpha, eps, lo, hi);
@@ -149,20 +149,20 @@ void linf_step_each(T* x, const T* x0, const T* signs, int64_t n, const T* alpha
 template <class T, class O> void narrow(const T* x, const T* x0, O* out, int64_t n, int64_t stride) {
     if (stride == 1) {
         for (int64_t i = 0; i < n; ++i)
-            store(out, i, round_toward<O>(x[i], x0[i]));
+            out[i] = round_toward<O>(x[i], x0[i]);
     } else {
         for (int64_t i = 0; i < n; ++i)
-            store(out, i * stride, round_toward<O>(x[i], x0[i]));
+            out[i * stride] = round_toward<O>(x[i], x0[i]);
     }
 }
 template <class T, class O>
 void normalise(const T* x, const T* scale, const T* shift, O* out, int64_t n, int64_t stride) {
     if (stride == 1) {
         for (int64_t i = 0; i < n; ++i)
-            store(out, i, round_to<O>((x[i] - shift[i]) * scale[i]));
+            out[i] = round_to<O>((x[i] - shift[i]) * scale[i]);
     } else {
         for (int64_t i = 0; i < n; ++i)
-            store(out, i * stride, round_to<O>((x[i] - shift[i]) * scale[i]));
+            out[i * stride] = round_to<O>((x[i] - shift[i]) * scale[i]);
     }
 }
 
@@ -294,7 +294,7 @@ template <class T> struct Step {
             mask.load(args.mask, shape, sample, start, n);
             const uint8_t* used = mask.expanded(n);
             for (int64_t i = 0; i < n; ++i) {
-                const G entry = load(grad, i);
+                const G entry = grad[i];
                 const bool finite = is_finite(entry);
                 wrong += used[i] && !finite;
                 on += used[i] != 0;
@@ -303,7 +303,7 @@ template <class T> struct Step {
         } else {
             on = static_cast<int32_t>(n);
             for (int64_t i = 0; i < n; ++i) {
-                const G entry = load(grad, i);
+                const G entry = grad[i];
                 const bool finite = is_finite(entry);
                 wrong += !finite;
                 gradient[i] = finite ? to_double(entry) : 0.0;
@@ -330,9 +330,9 @@ template <class T> struct Step {
     template <class G> double plain_sum(Types<G>, int64_t sample) {
         const G* g = static_cast<const G*>(args.grad) + sample * dim;
         if (args.norm == Norm::l1)
-            return sum_of(dim, [=](int64_t i) { return fabs(to_double(load(g, i))); });
+            return sum_of(dim, [=](int64_t i) { return fabs(to_double(g[i])); });
         return sum_of(dim, [=](int64_t i) {
-            const double v = to_double(load(g, i));
+            const double v = to_double(g[i]);
             return v * v;
         });
     }
@@ -351,7 +351,7 @@ template <class T> struct Step {
         double norm, factor;
     };
     Scaled gradient_norm(int64_t sample) {
-        // Squares of doubles overflow and underflow; those of the other formats do not, in double.
+        // Doubles may be too large or small for T, and their squares for double; the other formats are not.
         const bool wide = args.grad_dtype == DType::f64;
         double factor = 1.0, sum = 0;
         if (!args.mask.data) {
@@ -361,7 +361,7 @@ template <class T> struct Step {
         }
         if (args.mask.data || !is_finite(sum))
             sum = careful_sum(sample, factor);
-        if (wide && bad == 0 && !(sum > 1e-280 && sum < 1e300)) {
+        if (wide && bad == 0 && !(sum > 1e-60 && sum < 1e60)) {
             const double largest = largest_entry(sample);
             factor = largest > 0 ? 1.0 / largest : 1.0;
             factor = is_finite(factor) ? factor : 8.98846567431158e307; // 2^1023
@@ -388,7 +388,7 @@ template <class T> struct Step {
         const G* g = static_cast<const G*>(args.grad) + sample * dim + start;
         const T shift = static_cast<T>(by.shift);
         for (int64_t i = 0; i < n; ++i)
-            direction[i] = static_cast<T>(to_float(load(g, i))) * shift * by.rest;
+            direction[i] = static_cast<T>(to_float(g[i])) * shift * by.rest;
     }
     void plain_direction(Types<double>, const Division& by, int64_t sample, int64_t start, int64_t n) {
         const double* g = static_cast<const double*>(args.grad) + sample * dim + start;
@@ -515,82 +515,123 @@ template <class T> int64_t step_units(const PgdStepArgs& args, Range units) {
 constexpr double kTwoPi = 6.283185307179586;
 
 // Four logical elements: Box-Muller pairs for l2, signed exponentials for l1.
-inline void ball_draws(Norm norm, const Words& words, double draws[4]) {
+inline void ball_draws(Norm norm, const uint32_t* words, double draws[4]) {
     if (norm == Norm::l2) {
         for (int pair = 0; pair < 2; ++pair) {
-            const double radius = sqrt(-2.0 * log(static_cast<double>(open_uniform(words.w[2 * pair]))));
-            const double angle = kTwoPi * static_cast<double>(open_uniform(words.w[2 * pair + 1]));
+            const double radius = sqrt(-2.0 * log(static_cast<double>(open_uniform(words[2 * pair]))));
+            const double angle = kTwoPi * static_cast<double>(open_uniform(words[2 * pair + 1]));
             draws[2 * pair] = radius * cos(angle);
             draws[2 * pair + 1] = radius * sin(angle);
         }
     } else {
         for (int i = 0; i < 4; ++i) {
-            const double size = -log(static_cast<double>(open_uniform(words.w[i])));
-            draws[i] = words.w[i] & 1u ? size : -size;
+            const double size = -log(static_cast<double>(open_uniform(words[i])));
+            draws[i] = words[i] & 1u ? size : -size;
         }
     }
 }
 
-template <class T> void start_sample(const RandomStartArgs& args, int64_t sample) {
-    const Shape shape{args.channels, args.spatial, args.layout};
-    const int64_t dim = shape.dim(), id = args.sample_ids ? args.sample_ids[sample] : sample, seed = args.seed[0];
-    T* x = static_cast<T*>(args.x) + sample * dim;
-    const T* x0 = static_cast<const T*>(args.x0) + sample * dim;
+template <class T> struct Start {
+    const RandomStartArgs& args;
+    Shape shape;
+    int64_t dim;
+    Values<T> eps, lo, hi;
+    uint32_t words[kChunk];
+
+    explicit Start(const RandomStartArgs& a) : args(a), shape{a.channels, a.spatial, a.layout}, dim(shape.dim()) {}
+
     // Draws are numbered in NCHW order, so that the layout does not change them.
-    const auto position = [&](int64_t logical) {
+    int64_t position(int64_t logical) const {
         return args.layout == Layout::nchw ? logical
                                            : (logical % shape.spatial) * shape.channels + logical / shape.spatial;
-    };
-    const auto for_blocks = [&](auto f) {
-        for (int64_t first = 0; first < dim; first += 4)
-            f(first, dim - first < 4 ? dim - first : 4,
-              start_words(static_cast<uint32_t>(first / 4), args.offset, id, seed));
-    };
-    const auto value_at = [&](const Operand& op, int64_t at) {
-        const T* data = static_cast<const T*>(op.data);
-        switch (op.mode) {
-        case Mode::value:
-            return static_cast<T>(op.value);
-        case Mode::scalar:
-            return data[0];
-        case Mode::sample:
-            return data[sample];
-        case Mode::channel:
-            return data[shape.channel_of(at)];
-        case Mode::full:
-            return data[sample * dim + at];
+    }
+    int64_t id(int64_t sample) const { return args.sample_ids ? args.sample_ids[sample] : sample; }
+
+    void draw(int64_t sample, int64_t start, int64_t n) {
+        const int64_t number = id(sample), seed = args.seed[0];
+        const uint32_t first = static_cast<uint32_t>(start / 4), offset = args.offset;
+        for (uint32_t block = 0; block < static_cast<uint32_t>((n + 3) / 4); ++block) {
+            const Words drawn = start_words(first + block, offset, number, seed);
+            for (int i = 0; i < 4; ++i)
+                words[4 * block + i] = drawn.w[i];
         }
-        return T(0);
-    };
-    if (args.norm == Norm::linf) {
-        for_blocks([&](int64_t first, int64_t n, const Words& words) {
+    }
+    template <class F> void chunks(int64_t sample, F f) {
+        for (int64_t start = 0; start < dim; start += kChunk) {
+            const int64_t n = dim - start < kChunk ? dim - start : kChunk;
+            draw(sample, start, n);
+            f(start, n);
+        }
+    }
+    void load_operands(int64_t sample, int64_t start, int64_t n) {
+        eps.load(args.eps, shape, sample, start, n);
+        lo.load(args.lo, shape, sample, start, n);
+        hi.load(args.hi, shape, sample, start, n);
+        eps.expanded(n);
+        lo.expanded(n);
+        hi.expanded(n);
+    }
+
+    void linf(int64_t sample) {
+        T* x = static_cast<T*>(args.x) + sample * dim;
+        const T* x0 = static_cast<const T*>(args.x0) + sample * dim;
+        chunks(sample, [&](int64_t start, int64_t n) {
+            if (args.layout == Layout::nchw) {
+                load_operands(sample, start, n);
+                for (int64_t i = 0; i < n; ++i)
+                    x[start + i] = linf_start(x0[start + i], words[i], eps.each[i], lo.each[i], hi.each[i]);
+                return;
+            }
             for (int64_t i = 0; i < n; ++i) {
-                const int64_t at = position(first + i);
-                x[at] = linf_start(x0[at], words.w[i], value_at(args.eps, at), value_at(args.lo, at),
-                                   value_at(args.hi, at));
+                const int64_t at = position(start + i);
+                load_operands(sample, at, 1);
+                x[at] = linf_start(x0[at], words[i], eps.each[0], lo.each[0], hi.each[0]);
             }
         });
-        return;
     }
-    double sum = 0, draws[4];
-    for_blocks([&](int64_t, int64_t n, const Words& words) {
-        ball_draws(args.norm, words, draws);
-        for (int64_t i = 0; i < n; ++i)
-            sum += args.norm == Norm::l2 ? draws[i] * draws[i] : fabs(draws[i]);
-    });
-    const Words own = start_words(kSampleBlock, args.offset, id, seed);
-    const double u = static_cast<double>(open_uniform(own.w[0])), eps = static_cast<double>(value_at(args.eps, 0));
-    // l2: a direction and radius eps * u^(1/D). l1: D of D + 1 normalised exponentials.
-    const double factor = args.norm == Norm::l2 ? eps * pow(u, 1.0 / static_cast<double>(dim)) / sqrt(sum)
-                                                : eps / (sum - log(u));
-    for_blocks([&](int64_t first, int64_t n, const Words& words) {
-        ball_draws(args.norm, words, draws);
-        for (int64_t i = 0; i < n; ++i) {
-            const int64_t at = position(first + i);
-            x[at] = clamp(add_within(x0[at], static_cast<T>(draws[i] * factor)), value_at(args.lo, at),
-                          value_at(args.hi, at));
+
+    void ball(int64_t sample) {
+        T* x = static_cast<T*>(args.x) + sample * dim;
+        const T* x0 = static_cast<const T*>(args.x0) + sample * dim;
+        double sum = 0, draws[4];
+        // The draws wait in x for their norm.
+        chunks(sample, [&](int64_t start, int64_t n) {
+            for (int64_t first = 0; first < n; first += 4) {
+                ball_draws(args.norm, words + first, draws);
+                for (int64_t i = 0; i < 4 && first + i < n; ++i) {
+                    x[position(start + first + i)] = static_cast<T>(draws[i]);
+                    sum += args.norm == Norm::l2 ? draws[i] * draws[i] : fabs(draws[i]);
+                }
+            }
+        });
+        eps.load(args.eps, shape, sample, 0, 1);
+        const double radius = static_cast<double>(*eps.expanded(1));
+        const Words own = start_words(kSampleBlock, args.offset, id(sample), args.seed[0]);
+        const double u = static_cast<double>(open_uniform(own.w[0]));
+        // l2: a direction and radius eps * u^(1/D). l1: D of D + 1 normalised exponentials.
+        const double factor = args.norm == Norm::l2 ? radius * pow(u, 1.0 / static_cast<double>(dim)) / sqrt(sum)
+                                                    : radius / (sum - log(u));
+        for (int64_t start = 0; start < dim; start += kChunk) {
+            const int64_t n = dim - start < kChunk ? dim - start : kChunk;
+            lo.load(args.lo, shape, sample, start, n);
+            hi.load(args.hi, shape, sample, start, n);
+            const T *low = lo.expanded(n), *high = hi.expanded(n);
+            for (int64_t i = 0; i < n; ++i) {
+                const T delta = static_cast<T>(static_cast<double>(x[start + i]) * factor);
+                x[start + i] = clamp(add_within(x0[start + i], delta), low[i], high[i]);
+            }
         }
-    });
+    }
+};
+
+template <class T> void start_units(const RandomStartArgs& args, Range units) {
+    Start<T> start(args);
+    for (int64_t sample = units.begin; sample < units.end; ++sample) {
+        if (args.norm == Norm::linf)
+            start.linf(sample);
+        else
+            start.ball(sample);
+    }
 }
 
 } // namespace
@@ -603,12 +644,10 @@ void pgd_step(const PgdStepArgs& args, Range units, int64_t* nonfinite) {
 }
 
 void random_start(const RandomStartArgs& args, Range units) {
-    for (int64_t sample = units.begin; sample < units.end; ++sample) {
-        if (args.dtype == DType::f64)
-            start_sample<double>(args, sample);
-        else
-            start_sample<float>(args, sample);
-    }
+    if (args.dtype == DType::f64)
+        start_units<double>(args, units);
+    else
+        start_units<float>(args, units);
 }
 
 } // namespace ADVFAST_ISA

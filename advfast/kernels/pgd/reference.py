@@ -31,18 +31,25 @@ def _per_sample(values: Tensor, x: Tensor) -> Tensor:
 
 def _flat(v: Tensor) -> Tensor:
     """[B, ...] -> [B, D]; D is spelled out so that an empty batch keeps it."""
-    return v.reshape(v.shape[0], v[0:1].numel() if v.shape[0] else v.shape[1:].numel())
+    return v.reshape(v.shape[0], v.shape[1:].numel())
+
+
+def _rescaled(v: Tensor) -> tuple[Tensor, Tensor]:
+    """v in float64 with the largest entry of each sample near 1, and what each was divided by, [B].
+
+    Division by a power of two changes no digit; without it squares overflow and underflow.
+    """
+    flat = _flat(v).double()
+    largest = flat.abs().amax(1) if flat.shape[1] else flat.new_zeros(flat.shape[0])
+    scale = torch.exp2(torch.where(largest > 0, torch.floor(torch.log2(largest)), 0.0))
+    return v.double() / _per_sample(scale, v), scale
 
 
 def _size(v: Tensor, norm: str) -> Tensor:
-    """[B] float64 norms of the samples, without overflow or underflow."""
-    flat = _flat(v).double().abs()
-    largest = flat.amax(1, keepdim=True) if flat.shape[1] else flat.new_zeros(flat.shape[0], 1)
-    # A power of two brings the largest entry near 1 and changes no digit.
-    scale = torch.exp2(torch.where(largest > 0, torch.floor(torch.log2(largest)), 0.0))
-    flat = flat / scale
-    total = flat.square().sum(1).sqrt() if norm == "l2" else flat.sum(1)
-    return total * scale[:, 0]
+    """[B] float64 norms of the samples."""
+    scaled, scale = _rescaled(v)
+    flat = _flat(scaled)
+    return (flat.square().sum(1).sqrt() if norm == "l2" else flat.abs().sum(1)) * scale
 
 
 def _neighbour_bits(v: Tensor, up: Tensor) -> Tensor:
@@ -149,7 +156,7 @@ def pgd_step_(
         held = _clamp(_clamp(x, x0 - eps, x0 + eps), lo, hi)
         x.copy_(torch.where(active & finite, stepped, held))
     else:
-        g = torch.where(active & finite, grad.double(), 0.0)
+        g, _ = _rescaled(torch.where(active & finite, grad.double(), 0.0))
         size = _size(g, norm)
         # A sample with a non-finite entry, no gradient, or nothing unmasked does not move.
         moves = _flat(finite | ~active).all(1) & (size > 0)
@@ -215,7 +222,7 @@ def random_start(
     batch, dim = x0.shape[0], x0.shape[1:].numel()
     ids = torch.arange(batch, device=x0.device) if sample_ids is None else sample_ids
     blocks = torch.arange((dim + 3) // 4, device=x0.device)
-    words = start_words(blocks, offset, ids, seed).reshape(batch, -1)[:, :dim]  # [B, D], NCHW order
+    words = start_words(blocks, offset, ids, seed).flatten(1)[:, :dim]  # [B, D], NCHW order
     if norm == "linf":
         uniform = (2 * (words >> 8) + 1 - (1 << 24)).to(x0.dtype) * 2.0**-24
         start = _clamp(x0 + uniform.reshape(x0.shape) * eps, lo, hi)
@@ -224,10 +231,10 @@ def random_start(
     own = _open_uniform(start_words(whole, offset, ids, seed)[:, 0, 0])  # [B]
     if norm == "l2":
         # Box-Muller on pairs of words; a last odd block is completed with its own words.
-        u = _open_uniform(start_words(blocks, offset, ids, seed)).reshape(batch, -1, 2)
+        u = _open_uniform(start_words(blocks, offset, ids, seed)).unflatten(2, (2, 2))
         radius, angle = (-2.0 * u[..., 0].log()).sqrt(), 2.0 * torch.pi * u[..., 1]
         draws = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
-        draws = draws.reshape(batch, -1)[:, :dim]
+        draws = draws.flatten(1)[:, :dim]
         factor = own ** (1.0 / max(dim, 1)) / draws.square().sum(1).sqrt()
     else:
         sizes = -_open_uniform(words).log()
