@@ -438,7 +438,7 @@ template <class T> struct Step {
         const double far = args.norm == Norm::l2 ? sqrt(sum) : sum;
         const bool outside = far > radius;
         const T shrink = outside ? static_cast<T>(radius / far) : T(1);
-        const double theta = outside && args.norm == Norm::l1 ? l1_threshold(sample, radius, far) : 0.0;
+        const Soft soft = outside && args.norm == Norm::l1 ? l1_threshold(sample, radius, far) : Soft{0.0, 1.0};
         chunks([&](int64_t start, int64_t n) {
             T* x = x_at(sample, start);
             const T* x0 = x0_at(sample, start);
@@ -447,8 +447,8 @@ template <class T> struct Step {
                     x[i] = add_within(x0[i], (x[i] - x0[i]) * shrink);
             else if (outside)
                 for (int64_t i = 0; i < n; ++i) {
-                    const double left = distance(x[i], x0[i]) - theta;
-                    const T kept = left > 0 ? static_cast<T>(left) : T(0);
+                    const double left = distance(x[i], x0[i]) - soft.theta;
+                    const T kept = left > 0 ? static_cast<T>(left * soft.scale) : T(0);
                     x[i] = add_within(x0[i], x[i] < x0[i] ? -kept : kept);
                 }
             clamp_to_box(x, sample, start, n);
@@ -459,9 +459,14 @@ template <class T> struct Step {
 
     static double distance(T x, T x0) { return fabs(static_cast<double>(x) - static_cast<double>(x0)); }
 
+    // d -> sign(d) * max(|d| - theta, 0) * scale.
+    struct Soft {
+        double theta, scale;
+    };
+
     // theta with sum(max(|d| - theta, 0)) = eps, by Newton's method from below: each pass drops the entries that end
     // at zero, and it ends when none does (Michelot 1986; the same theta as by sorting, Duchi et al. 2008).
-    double l1_threshold(int64_t sample, double radius, double total) {
+    Soft l1_threshold(int64_t sample, double radius, double total) {
         const T* x = x_at(sample, 0);
         const T* x0 = x0_at(sample, 0);
         double theta = (total - radius) / static_cast<double>(dim);
@@ -473,10 +478,16 @@ template <class T> struct Step {
             const int64_t left = static_cast<int64_t>(
                 sum_of(dim, [=](int64_t i) { return distance(x[i], x0[i]) > theta ? 1.0 : 0.0; }));
             if (left == 0 || left == count)
-                return theta;
+                break;
             count = left;
             theta = (sum - radius) / static_cast<double>(count);
         }
+        // Far outside a small ball the digits of theta do not resolve eps: what is left is scaled into the ball.
+        const double left = sum_of(dim, [=](int64_t i) {
+            const double d = distance(x[i], x0[i]) - theta;
+            return d > 0 ? d : 0.0;
+        });
+        return {theta, left > radius ? radius / left : 1.0};
     }
 
     void clamp_to_box(T* x, int64_t sample, int64_t start, int64_t n) {

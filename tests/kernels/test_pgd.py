@@ -33,7 +33,7 @@ def run(case: Case, device: str, impl: str) -> list:
 
 
 def layouts_of(shape) -> list[str]:
-    return ["nchw"] + {4: ["nhwc"], 5: ["ndhwc"]}.get(len(shape), [])
+    return ["nchw", *{4: ["nhwc"], 5: ["ndhwc"]}.get(len(shape), [])]
 
 
 def supported(case: Case, impl: str) -> bool:
@@ -113,7 +113,9 @@ def check_held(case: Case, before: dict, x: torch.Tensor) -> None:
         flat = norm_of(x_before.double() - x0.double(), case.norm)
         radius = before["eps"]
         radius = radius.double().reshape(-1) if isinstance(radius, torch.Tensor) else radius
-        samples = (flat <= radius * (1 - 1e-6)) & bad.reshape(bad.shape[0], bad.shape[1:].numel()).any(1)
+        samples = (flat <= radius * (1 - 1e-6)) & bad.reshape(
+            bad.shape[0], bad.shape[1:].numel()
+        ).any(1)
         inside = samples.reshape(-1, *[1] * (x.dim() - 1)).expand(x.shape)
         held = torch.ones_like(active)
     lo = -torch.inf if case.lo is None else case.lo
@@ -310,7 +312,7 @@ def test_layout_changes_no_value(impl, device):
             assert (a - b).abs().max() < 2e-7
 
 
-def test_result_does_not_depend_on_threads(impl):
+def test_result_does_not_depend_on_threads():
     threads = torch.get_num_threads()
     try:
         results = []

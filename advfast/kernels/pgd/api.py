@@ -132,7 +132,7 @@ def _tensor_operand(op: str, name: str, t: Tensor, x: Tensor, dtype: torch.dtype
 
 def _check_number(op: str, name: str, value: float, *, finite: bool) -> float:
     number = float(value)
-    if math.isnan(number) or number < 0 or (finite and math.isinf(number)):
+    if not number >= 0 or (finite and number == math.inf):
         kind = "finite number >= 0" if finite else "number >= 0"
         raise ValueError(f"{op}: {name} must be a {kind}, got {value}")
     return number
@@ -358,7 +358,7 @@ def random_start(
     norm = check_norm(op, norm)
     _check_x(op, x0, x0)
     radius = _eps(op, eps, x0, norm)
-    if math.isinf(radius.number):
+    if radius.number == math.inf:
         raise ValueError(f"{op}: eps must be finite, got {eps}")
     lo, hi = _box(op, bounds, x0)
     if not isinstance(seed, Tensor):

@@ -111,6 +111,9 @@ def _to_ball(x: Tensor, x0: Tensor, eps: Tensor, norm: str) -> Tensor:
     else:
         theta = _l1_threshold(_flat(delta.abs()), torch.where(radius < torch.inf, radius, 0.0))
         shrunk = delta.sign() * (delta.abs() - _per_sample(theta, x)).clamp(min=0)
+        # Far outside a small ball the digits of theta do not resolve eps: what is left is scaled into the ball.
+        left = _size(shrunk, norm)[:, None]
+        shrunk = shrunk * _per_sample(torch.where(left > radius, radius / left, 1.0), x)
     return torch.where(outside, _add_within(x0, shrunk.to(x.dtype)), x)
 
 
@@ -142,6 +145,8 @@ def pgd_step_(
     shift: Operand | None,
     nonfinite: Tensor | None,
 ) -> None:
+    if not x.numel():
+        return
     alpha, eps, lo, hi = (_like(v, x) for v in (alpha, eps, lo, hi))
     if grad is None:
         grad, mask = torch.zeros_like(x), torch.zeros((), dtype=torch.bool, device=x.device)
@@ -218,6 +223,8 @@ def random_start(
     offset: int,
     sample_ids: Tensor | None,  # [B] int64
 ) -> Tensor:
+    if not x0.numel():
+        return torch.empty_like(x0)
     eps, lo, hi = (_like(v, x0) for v in (eps, lo, hi))
     batch, dim = x0.shape[0], x0.shape[1:].numel()
     ids = torch.arange(batch, device=x0.device) if sample_ids is None else sample_ids

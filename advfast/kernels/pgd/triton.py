@@ -53,16 +53,18 @@ def _from_bits(bits, BF16: tl.constexpr):
     """float32 from the 16 bits in an int32. The interpreter's own cast loses bfloat16 subnormals."""
     if BF16:
         return (bits << 16).to(tl.float32, bitcast=True)
-    return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
 
 
 @triton.jit
 def _widen(g):
     if g.dtype == tl.float64:
         return g
-    if g.dtype == tl.bfloat16:
+    elif g.dtype == tl.bfloat16:
         return _from_bits(g.to(tl.int16, bitcast=True).to(tl.int32), True)
-    return g.to(tl.float32)
+    else:
+        return g.to(tl.float32)
 
 
 @triton.jit
@@ -190,7 +192,7 @@ def _unmasked(address, flags, spot):
 
 
 @triton.jit
-def _write_out(out, target, x, x0, addresses, flags, spot):
+def _write_out(out, target, x, x0, addresses, flags, spot, STRIDED: tl.constexpr):
     """The next model input. `out` is declared int16 whatever it holds: fewer specialisations."""
     kind = (flags >> _OUT) & 7
     inside = spot[3]
@@ -198,8 +200,13 @@ def _write_out(out, target, x, x0, addresses, flags, spot):
         toward = _flag(flags, _AFFINE) == 0
         v = x
         if _flag(flags, _AFFINE):
-            v = x - _operand((addresses[1], 0.0), flags, _SHIFT, spot)
-            v = v * _operand((addresses[0], 1.0), flags, _SCALE, spot)
+            shift, scale = (addresses[1], 0.0), (addresses[0], 1.0)
+            if STRIDED:
+                v = (x - _operand(shift, flags, _SHIFT, spot)) * _operand(
+                    scale, flags, _SCALE, spot
+                )
+            else:
+                v = (x - _number(shift, flags, _SHIFT, 0)) * _number(scale, flags, _SCALE, 0)
         if kind == 1:
             tl.store(out.to(tl.pointer_type(tl.float32)) + target, v, mask=inside)
         elif kind == 2:
@@ -215,14 +222,15 @@ def _gradient(grad, flags, flat, inside, active):
     """Gradient entries, whether they are finite, and how many of the active ones are not."""
     g = _widen(tl.load(grad + flat, mask=_only(inside, _flag(flags, _GRAD)), other=0.0))
     finite = tl.abs(g) < float("inf")
-    return g, finite, (active & (finite == 0)).to(tl.int64)
+    return g, finite, (active & (finite == 0)).to(tl.int32)
 
 
 @triton.jit
 def _count(address, number):
     if address != 0:
         pointer = address.to(tl.int64).to(tl.pointer_type(tl.int64))
-        tl.atomic_add(pointer, tl.sum(number, 0), mask=tl.sum(number, 0) != 0)
+        total = tl.sum(number.to(tl.int64), 0)
+        tl.atomic_add(pointer, total, mask=total != 0)
 
 
 def _step_linf(
@@ -268,11 +276,11 @@ def _step_linf(
     if STRIDED:
         # Two calls, not a choice of the place: that would hide that `flat` is contiguous.
         if _flag(flags, _TRANSPOSED):
-            _write_out(out, other, new, centre, addresses, flags, spot)
+            _write_out(out, other, new, centre, addresses, flags, spot, True)
         else:
-            _write_out(out, flat, new, centre, addresses, flags, spot)
+            _write_out(out, flat, new, centre, addresses, flags, spot, True)
     else:
-        _write_out(out, flat, new, centre, addresses, flags, spot)
+        _write_out(out, flat, new, centre, addresses, flags, spot, False)
     _count(count_at, bad)
 
 
@@ -295,18 +303,18 @@ def _step_ball(
     if grad.dtype.element_ty == tl.float64:
         largest = tl.zeros([BLOCK], tl.float64)
         for start in range(0, dim, BLOCK):
-            spot, _ = _spot(sample, start, j, sizes, flags)
+            spot, _target = _spot(sample, start, j, sizes, flags)
             active = _unmasked(mask_at, flags, spot)
-            g, finite, _ = _gradient(grad, flags, spot[2], spot[3], active)
+            g, finite, _wrong = _gradient(grad, flags, spot[2], spot[3], active)
             largest = tl.maximum(largest, tl.where(active & finite, tl.abs(g), 0.0))
         exponent = (tl.max(largest, 0).to(tl.int64, bitcast=True) >> 52) - 1023
         exponent = tl.minimum(tl.maximum(-exponent, -1022), 1023)
         factor = ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
 
     total = tl.zeros([BLOCK], tl.float64)
-    bad = tl.zeros([BLOCK], tl.int64)
+    bad = tl.zeros([BLOCK], tl.int32)
     for start in range(0, dim, BLOCK):
-        spot, _ = _spot(sample, start, j, sizes, flags)
+        spot, _target = _spot(sample, start, j, sizes, flags)
         active = _unmasked(mask_at, flags, spot)
         g, finite, wrong = _gradient(grad, flags, spot[2], spot[3], active)
         scaled = tl.where(active & finite, g, 0.0).to(tl.float64) * factor
@@ -323,11 +331,11 @@ def _step_ball(
     # The move. x is left unprojected, and its distance to x0 is summed on the way.
     total = tl.zeros([BLOCK], tl.float64)
     for start in range(0, dim, BLOCK):
-        spot, _ = _spot(sample, start, j, sizes, flags)
+        spot, _target = _spot(sample, start, j, sizes, flags)
         new = tl.load(x + spot[2], mask=spot[3], other=0.0)
         if moves:
             active = _unmasked(mask_at, flags, spot)
-            g, _, _ = _gradient(grad, flags, spot[2], spot[3], active)
+            g, _finite, _wrong = _gradient(grad, flags, spot[2], spot[3], active)
             g = tl.where(active, g * factor.to(g.dtype), 0.0).to(tl.float32)
             new += _operand((alpha_at, alpha), flags, _ALPHA, spot) * (((g * p) * q) * r)
             if _flag(flags, _BOX_FIRST):
@@ -348,6 +356,7 @@ def _step_ball(
     # theta with sum(max(|d| - theta, 0)) = radius, by Newton's method from below as in the C++ core:
     # each pass drops the entries that end at zero, and it ends when none does.
     theta = (far - radius.to(tl.float64)) / dim.to(tl.float64)
+    scale = tl.full((), 1.0, tl.float64)
     if L1:
         count = dim
         searching = outside
@@ -358,14 +367,17 @@ def _step_ball(
                 at = start + j.to(tl.int64)
                 new = tl.load(x + sample * dim + at, mask=at < dim, other=0.0)
                 centre = tl.load(x0 + sample * dim + at, mask=at < dim, other=0.0)
-                d = tl.abs(new.to(tl.float64) - centre.to(tl.float64))
-                total += tl.where(d > theta, d, 0.0)
-                kept += (d > theta).to(tl.int64)
-            left = tl.sum(kept, 0)
-            searching = (left > 0) & (left < count)
-            excess = tl.sum(total, 0) - radius.to(tl.float64)
-            theta = tl.where(searching, excess / tl.maximum(left, 1).to(tl.float64), theta)
-            count = left
+                above = tl.abs(new.to(tl.float64) - centre.to(tl.float64)) - theta
+                total += tl.maximum(above, 0.0)
+                kept += (above > 0).to(tl.int64)
+            left = tl.sum(total, 0)
+            number = tl.sum(kept, 0)
+            searching = (number > 0) & (number < count)
+            count = tl.maximum(number, 1)
+            step = (left - radius.to(tl.float64)) / count.to(tl.float64)
+            theta += tl.where(searching, step, 0.0)
+            # Far outside a small ball the digits of theta do not resolve eps: scaled into the ball.
+            scale = tl.where(left > radius.to(tl.float64), radius.to(tl.float64) / left, 1.0)
 
     p, q, r = _split(tl.where(outside, far, 1.0))
     for start in range(0, dim, BLOCK):
@@ -376,7 +388,7 @@ def _step_ball(
             if L1:
                 # In float64: the difference of |d| and theta can be far smaller than either.
                 d = new.to(tl.float64) - centre.to(tl.float64)
-                shrunk = tl.maximum(tl.abs(d) - theta, 0.0)
+                shrunk = tl.maximum(tl.abs(d) - theta, 0.0) * scale
                 delta = tl.where(d < 0, -shrunk, shrunk).to(tl.float32)
             else:
                 delta = ((((new - centre) * p) * q) * r) * radius
@@ -384,7 +396,7 @@ def _step_ball(
         low = _operand((lo_at, lo), flags, _LO, spot)
         new = _clamp(new, low, _operand((hi_at, hi), flags, _HI, spot))
         tl.store(x + spot[2], new, mask=spot[3])
-        _write_out(out, target, new, centre, (scale_at, shift_at), flags, spot)
+        _write_out(out, target, new, centre, (scale_at, shift_at), flags, spot, True)
 
 
 @triton.jit
@@ -422,15 +434,17 @@ def _draw(number, stream, identity, seed, NORM: tl.constexpr):
     w0, w1, w2, w3 = _words(number >> 2, stream, identity, seed)
     odd = (number & 1) != 0
     second = (number & 2) != 0
-    if NORM == 2:
+    word = tl.where(odd, tl.where(second, w3, w1), tl.where(second, w2, w0))
+    if NORM == 0:
+        draw = (2 * (word >> 8).to(tl.int32) + 1 - (1 << 24)).to(tl.float32)
+        return draw * 5.9604644775390625e-08
+    elif NORM == 1:
+        size = tl.log(_open_uniform(word))
+        return tl.where((word & 1) == 1, -size, size)
+    else:
         size = tl.sqrt(-2.0 * tl.log(_open_uniform(tl.where(second, w2, w0))))
         turn = _open_uniform(tl.where(second, w3, w1)) * 6.283185307179586
         return size * tl.where(odd, tl.sin(turn), tl.cos(turn))
-    word = tl.where(odd, tl.where(second, w3, w1), tl.where(second, w2, w0))
-    if NORM == 1:
-        size = tl.log(_open_uniform(word))
-        return tl.where((word & 1) == 1, -size, size)
-    return (2 * (word >> 8).to(tl.int32) + 1 - (1 << 24)).to(tl.float32) * 5.9604644775390625e-08
 
 
 def _start(
@@ -480,7 +494,7 @@ def _start(
 
 def _jit(fn: Any, *multiples: str) -> Any:
     """fn, compiled once a signature whatever the values; `multiples` of 16 are known as such."""
-    values = [name for name in signature(fn).parameters if name not in multiples]
+    values = [name for name in signature(fn).parameters if name.islower() and name not in multiples]
     return triton.jit(fn, do_not_specialize=values)
 
 
@@ -491,7 +505,7 @@ KERNELS = {
     "ball": _jit(_step_ball),
     "start": _jit(_start),
 }
-_TILES = {"linf": (1024, 4), "linf-aligned": (1024, 4), "ball": (2048, 8), "start": (512, 4)}
+_TILES = {"linf": (1024, 8), "linf-aligned": (1024, 8), "ball": (2048, 8), "start": (512, 4)}
 _NORM_NUMBERS = {"linf": 0, "l1": 1, "l2": 2}
 
 
@@ -544,18 +558,14 @@ def _operands(values: Sequence[Any], x: Tensor) -> tuple[int, list[int], list[fl
     """Modes (three bits each, see `flags`), addresses and host numbers."""
     modes, addresses, numbers = 0, [], []
     for i, value in enumerate(values):
-        is_tensor = isinstance(value, Tensor)
-        addresses.append(value.data_ptr() if is_tensor else 0)
-        numbers.append(0.0 if is_tensor or value is None else float(value))
-        if not is_tensor:
-            continue
-        if value.numel() == 1:
-            mode = 1
-        elif value.shape == x.shape:
-            mode = 4
-        else:
+        mode, address, number = 0, 0, 0.0 if value is None else value
+        if isinstance(value, Tensor):
             mode = 2 if value.shape[0] == x.shape[0] > 1 else 3
+            mode = 1 if value.numel() == 1 else 4 if value.shape == x.shape else mode
+            address, number = value.data_ptr(), 0.0
         modes += mode << 3 * i
+        addresses.append(address)
+        numbers.append(float(number))
     return modes, addresses, numbers
 
 
