@@ -1,4 +1,7 @@
-"""The networks that attacks and training are timed on: pixels in [0, 1] in, logits out, BN with real statistics."""
+"""The networks that attacks and training are timed on.
+
+Pixels in [0, 1] go in, logits come out, and BN has statistics as after training.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ def resnet18(channels: int, width: int, classes: int = 10) -> nn.Module:
     return nn.Sequential(*layers, *pool)
 
 
-def make(name: str, channels: int) -> nn.Module:
+def make(
+    name: str, channels: int, layout: torch.memory_format = torch.contiguous_format
+) -> nn.Module:
     """A network by name, "small-cnn" or "resnet18-wN" (width N), the same weights each time."""
     kind, _, width = name.partition("-w")
     with torch.random.fork_rng(devices=[]):
@@ -55,6 +60,9 @@ def make(name: str, channels: int) -> nn.Module:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 # Statistics of a net in use: mean 0 and variance 1 would make BN an identity.
+                assert module.running_mean is not None and module.running_var is not None
                 nn.init.normal_(module.running_mean, 0.0, 0.1)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=layout)
     return model.eval()

@@ -1,7 +1,7 @@
 """PGD of other libraries, each called as its documentation shows, without a random start.
 
-Each maker takes (model, settings) and returns attack(images, labels) -> images, or raises ImportError where the package
-is missing. make_peers_env.sh installs them.
+Each maker takes (model, settings) and returns attack(images, labels) -> images, or raises
+ImportError where the package is missing. make_peers_env.sh installs them.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ def with_cleverhans(model: nn.Module, s: Settings) -> Attack:
     from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
-        made = projected_gradient_descent(
+        return projected_gradient_descent(
             model, images, s.eps, s.alpha, s.steps, numpy.inf, clip_min=0, clip_max=1, y=labels,
-            rand_init=False, sanity_checks=False,
+            rand_init=False,
         )  # fmt: skip
-        return made.detach()
 
     return run
 
 
-PEERS: dict[str, Callable[[nn.Module, Settings], Attack]] = {
+PeerMaker = Callable[[nn.Module, Settings], Attack]
+PEERS: dict[str, PeerMaker] = {
     "torchattacks": with_torchattacks,
     "foolbox": with_foolbox,
     "art": with_art,

@@ -1,4 +1,4 @@
-"""The one table of all results: its columns, the machine they belong to, the CSV file, the printed form."""
+"""The one table of all results: its columns, their machine, the CSV file, the printed form."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Row:
     device: str = ""  # cpu | cuda: where the tensors were
     machine: str = ""  # CPU model and number of cores
     threads: int = 0  # torch.get_num_threads()
+    load: float | None = None  # average of the last minute before the run, see os.getloadavg
     gpu: str = ""  # name of the GPU, "none" for a CPU row
     driver: str = ""
     python: str = ""
@@ -51,7 +52,7 @@ class Row:
     ratio_to_torch: float | None = None  # ms_p50 of "torch" / ms_p50: above 1 is faster than it
     ratio_to_inplace: float | None = None  # the same against "torch_inplace"
     memory_bytes: int | None = None  # attack: see results/README.md
-    equal_share: float | None = None  # share of the elements with the bits of the row to compare with
+    equal_share: float | None = None  # attack: share of the elements with the bits of "torch"
     rounds: int | None = None  # timed calls behind the percentiles
     status: str = "ok"  # ok | skipped: reason | failed: reason | wrong: what
 
@@ -111,6 +112,7 @@ def environment(device: str) -> Row:
         device=device,
         machine=f"{_cpu_model()}, {os.cpu_count()} cores",
         threads=torch.get_num_threads(),
+        load=os.getloadavg()[0],
         gpu=torch.cuda.get_device_name() if on_gpu else "none",
         driver=(_output(*driver).splitlines() or ["unknown"])[0] if on_gpu else "",
         python=platform.python_version(),
@@ -123,6 +125,11 @@ def _text(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def failure(error: Exception) -> str:
+    """The status of a row whose provider raised."""
+    return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def key(row: dict[str, str]) -> tuple[str, ...]:
@@ -208,7 +215,8 @@ def table(rows: list[Row]) -> str:
 
     lines, title = [], None
     for row, cells in zip(rows, body, strict=True):
-        head = " ".join(filter(None, (row.op, row.norm, row.dtype, row.layout, row.shape, row.case)))
+        parts = (row.op, row.norm, row.dtype, row.layout, row.shape, row.case)
+        head = " ".join(filter(None, parts))
         if head != title:
             floor = f", floor {row.floor_ms:.4g} ms" if row.floor_ms is not None else ""
             lines += ["", head + floor, line(heads)]

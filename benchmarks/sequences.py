@@ -1,9 +1,9 @@
-"""The pgd ops as hand-written attack loops spell them in plain torch: what the fused ops are compared with.
+"""The pgd ops as hand-written attack loops spell them in plain torch: what they are compared with.
 
-EAGER makes new tensors each step, in the order of operations of the loops in use (torchattacks.PGD and PGDL2, the
-training loops descended from Madry et al. 2018). l1 has no such loop with a Euclidean projection; here it is Duchi et
-al. 2008 by sorting, the form of AutoAttack's l1 attacks. INPLACE does the same with one buffer and no new images.
-torch_compile compiles EAGER.
+EAGER makes new tensors each step, in the order of operations of the loops in use (torchattacks.PGD
+and PGDL2, the training loops descended from Madry et al. 2018). l1 has no such loop with a
+Euclidean projection; here it is Duchi et al. 2008 by sorting, the form of AutoAttack's l1 attacks.
+INPLACE does the same with one buffer and no new images. torch_compile compiles EAGER.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass
 class Work:
-    """What one provider works on: its own x, buffer and out; grad and x0 are shared and only read."""
+    """What one provider works on: its own x, buffer and out; grad and x0 are shared, only read."""
 
     x: Tensor  # [B, ...]
     x0: Tensor  # [B, ...]
@@ -190,7 +190,8 @@ def start_l2(w: Work) -> Result:
 
 def start_l1(w: Work) -> Result:
     sizes = torch.empty_like(w.x0).exponential_()
-    total = sizes.reshape(len(sizes), -1).sum(1) + torch.empty_like(sizes[:, 0, 0, 0]).exponential_()
+    total = sizes.reshape(len(sizes), -1).sum(1)
+    total = total + torch.empty_like(total).exponential_()
     signs = torch.empty_like(w.x0).uniform_(-1, 1).sign()
     delta = signs * sizes * _per_sample(w.eps / total, sizes)
     return torch.clamp(w.x0 + delta, min=0, max=1).detach(), None

@@ -1,4 +1,4 @@
-"""The attack suite: PGD as a whole, advfast against hand-written loops and other libraries, on the same work."""
+"""The attack suite: PGD as a whole, against hand-written loops and other libraries."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import partial
 
 import networks
 import torch
-from peers import NORMS, PACKAGES, PEERS, Attack, Settings
-from records import Row, package_version
+from peers import NORMS, PACKAGES, PEERS, Attack, PeerMaker, Settings
+from records import Row, failure, package_version
 from sequences import EAGER, Work
-from timing import Clock, Timed, Times, take_turns
+from timing import Clock, Timed, Times, ratio, take_turns
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -42,9 +42,9 @@ class Case:
 
     def row(self, provider: str, status: str, package: str) -> Row:
         return Row(
-            suite="attack", op=f"pgd-{self.steps}", norm=self.norm, provider=provider, status=status,
+            suite="attack", op=f"pgd-{self.steps}", norm=self.norm, provider=provider,
             dtype=self.precision, layout=self.layout, shape=self.size, case=self.network,
-            peer_version=package_version(package),
+            peer_version=package_version(package), status=status,
         )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def by_hand(model: Callable[[Tensor], Tensor], case: Case, device: str, steps: i
 
 
 def network_alone(model: nn.Module, case: Case, device: str) -> Attack:
-    """As many forward and backward passes to the input as the attack takes: the floor of the plain network."""
+    """As many passes forward and back to the input as the attack takes: the plain net's floor."""
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
         x = images.clone().requires_grad_()
@@ -115,6 +115,9 @@ def providers(case: Case, device: str, *, compile: bool) -> dict[str, Maker]:
             model, eps, alpha, steps, False, norm=case.norm, fold=fold, precision=case.precision
         )
 
+    def theirs(maker: PeerMaker, model: nn.Module, steps: int) -> Attack:
+        return maker(model, Settings(case.norm, eps, alpha, steps, case.shape))
+
     found: dict[str, Maker] = {
         "torch": lambda model, steps: by_hand(model, case, device, steps),
         "advfast": partial(ours, fold=True),
@@ -127,14 +130,12 @@ def providers(case: Case, device: str, *, compile: bool) -> dict[str, Maker]:
     if case.precision == "fp32":
         for name, maker in PEERS.items():
             if case.norm in NORMS[name]:
-                found[name] = lambda model, steps, maker=maker: maker(
-                    model, Settings(case.norm, eps, alpha, steps, case.shape)
-                )
+                found[name] = partial(theirs, maker)
     return found
 
 
 def saved_bytes(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward in a one-step attack, parameters not counted."""
+    """Bytes that autograd keeps for the backward pass of one step, parameters not counted."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
 
@@ -188,7 +189,7 @@ def measure(case: Case, device: str, *, quick: bool, clock: Clock) -> list[Row]:
     layout = LAYOUTS[case.layout]
     images = torch.rand(case.shape, generator=generator).to(device).contiguous(memory_format=layout)
     labels = torch.randint(10, case.shape[:1], generator=generator).to(device)
-    net = networks.make(case.network, case.shape[1]).to(device, memory_format=layout)
+    net = networks.make(case.network, case.shape[1], layout).to(device)
 
     def loss(x: Tensor) -> float:
         with torch.no_grad():
@@ -216,7 +217,7 @@ def measure(case: Case, device: str, *, quick: bool, clock: Clock) -> list[Row]:
             else:
                 memory[name] = saved_bytes(model, make(model, 1), images, labels)
         except Exception as error:
-            status[name] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            status[name] = failure(error)
             continue
         equal[name] = float((got == wanted).double().mean())
         wrong = fault(case, device, name, got, wanted, images, loss)
@@ -243,7 +244,7 @@ def _row(
     return replace(
         row, floor_ms=times["network"].median, ms_p20=mine.percentile(20), ms_p50=mine.median,
         ms_p80=mine.percentile(80), rounds=len(mine.ms), memory_bytes=memory, equal_share=equal,
-        ratio_to_torch=times["torch"].median / mine.median if "torch" in times else None,
+        ratio_to_torch=ratio(times, "torch", name),
     )  # fmt: skip
 
 

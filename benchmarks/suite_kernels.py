@@ -1,4 +1,4 @@
-"""The kernel suite: the pgd ops, every implementation against plain torch and the copy bandwidth of the same run."""
+"""The kernel suite: every implementation of the pgd ops against plain torch and a copy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
-from records import Row, package_version
+from records import Row, failure, package_version
 from sequences import EAGER, INPLACE, Result, Work
-from timing import Clock, Timed, Times, take_turns
+from timing import Clock, Timed, Times, ratio, take_turns
 from torch import Tensor
 
 import advfast
@@ -20,7 +21,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMPLS = {"cpu": ("reference", "cpp"), "cuda": ("reference", "triton", "cuda")}
-# eps and alpha in pixel units, at the sizes that papers use for the norm; l1 and l2 grow with the image.
+# eps in pixel units at 3x32x32, as papers take it for the norm; l1 and l2 grow with the image.
 RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 
 Shape = tuple[int, int, int, int]
@@ -44,7 +45,8 @@ class Case:
         return f"out={self.out}" if self.out else ""
 
     def __str__(self) -> str:
-        return " ".join((self.op, self.norm, self.dtype, self.layout, self.size, self.extra)).strip()
+        parts = (self.op, self.norm, self.dtype, self.layout, self.size, self.extra)
+        return " ".join(parts).strip()
 
     @property
     def eps(self) -> float:
@@ -60,7 +62,8 @@ class Case:
 def bytes_moved(case: Case) -> int:
     """The fewest bytes that the op must move: each input read once, each output written once.
 
-    l2 and l1 need a norm before they can move anything; a sample that stays in a cache is still read from memory once.
+    l2 and l1 need a norm before they can move anything; a sample that stays in a cache is still
+    read from memory once.
     """
     numbers = torch.Size(case.shape).numel()
     sizes = {"fp32": 4, "bf16": 2, "": 0}
@@ -87,7 +90,7 @@ def cases(device: str, *, quick: bool) -> Iterator[Case]:
     large, small = (64, 3, 224, 224), (128, 3, 32, 32)
     yield from (Case("pgd_step_", norm, shape) for norm in RADII for shape in (large, small))
     if device == "cuda":
-        # fp32 tensors of 1 MiB to 1 GiB; 128 x 3 x 32 x 32 is 1.5 MiB, 64 x 3 x 224 x 224 is 37 MiB.
+        # fp32 tensors of 1 MiB to 1 GiB; 128x3x32x32 is 1.5 MiB, 64x3x224x224 is 37 MiB.
         for norm, mib in itertools.product(("linf", "l2"), (1, 4, 16, 64, 256, 1024)):
             yield Case("pgd_step_", norm, (mib, 4, 256, 256))
     for shape in (large, small):
@@ -113,7 +116,7 @@ class Inputs:
 
 
 def make_inputs(case: Case, device: str) -> Inputs:
-    """Random images, a gradient, and an x outside of the ball, so that every projection has work to do."""
+    """Images, a gradient, and an x outside of the ball, so that every projection has work to do."""
     generator = torch.Generator().manual_seed(0)
     layout = LAYOUTS[case.layout]
 
@@ -150,7 +153,7 @@ def fused(case: Case, impl: str, w: Work) -> Result:
     if case.op == "random_start":
         start = kernels.random_start(w.x0, eps=w.eps, norm=case.norm, seed=0, impl=impl)
         return start, None
-    given = {"eps": w.eps, "norm": case.norm, "out": w.out, "impl": impl}
+    given: dict[str, Any] = {"eps": w.eps, "norm": case.norm, "out": w.out, "impl": impl}
     if w.out is not None:
         given |= {"scale": w.scale, "shift": w.shift}
     if case.op == "project_":
@@ -159,7 +162,7 @@ def fused(case: Case, impl: str, w: Work) -> Result:
 
 
 def compiled(case: Case) -> Callable[[Work], Result]:
-    """EAGER under torch.compile; the tensors are arguments of the compiled function, not captured."""
+    """EAGER under torch.compile; tensors are arguments of the compiled function, not captured."""
     sequence = EAGER[case.op, case.norm]
 
     def run(x, x0, grad, out, scale, shift):
@@ -219,8 +222,8 @@ def fault(case: Case, provider: str, got: Result, wanted: Result) -> str:
 def _row(case: Case, provider: str, status: str) -> Row:
     return Row(
         suite="kernels", op=case.op, norm=case.norm, provider=provider, dtype=case.dtype,
-        layout=case.layout, shape=case.size, case=case.extra, bytes=bytes_moved(case), status=status,
-        peer_version=package_version("torch" if "torch" in provider else "advfast"),
+        layout=case.layout, shape=case.size, case=case.extra, bytes=bytes_moved(case),
+        peer_version=package_version("torch" if "torch" in provider else "advfast"), status=status,
     )  # fmt: skip
 
 
@@ -235,19 +238,17 @@ def _timed(row: Row, times: dict[str, Times], copied: int) -> Row:
     mine = times[row.provider]
     assert row.bytes is not None
     rate, copy_rate = row.bytes / mine.median / 1e6, copied / times["copy"].median / 1e6
-    ratios = {
-        name: times[peer].median / mine.median if peer in times else None
-        for name, peer in (("ratio_to_torch", "torch"), ("ratio_to_inplace", "torch_inplace"))
-    }
     return replace(
         row, ms_p20=mine.percentile(20), ms_p50=mine.median, ms_p80=mine.percentile(80),
         gb_per_s=rate, copy_gb_per_s=copy_rate, floor_ms=row.bytes / copy_rate / 1e6,
-        percent_of_copy=100 * rate / copy_rate, rounds=len(mine.ms), **ratios,
+        percent_of_copy=100 * rate / copy_rate, rounds=len(mine.ms),
+        ratio_to_torch=ratio(times, "torch", row.provider),
+        ratio_to_inplace=ratio(times, "torch_inplace", row.provider),
     )  # fmt: skip
 
 
 def measure(case: Case, device: str, *, quick: bool, clock: Clock) -> list[Row]:
-    """Checks every provider of a case against the reference, then times those that agree with it."""
+    """Checks every provider of a case against the reference, then times those that agree."""
     compile = not quick or (case.op == "pgd_step_" and case.norm == "linf")
     inputs = make_inputs(case, device)
     wanted = fused(case, "reference", work_of(case, inputs))
@@ -262,7 +263,7 @@ def measure(case: Case, device: str, *, quick: bool, clock: Clock) -> list[Row]:
         try:
             wrong = fault(case, provider, run(w), wanted)
         except Exception as error:
-            status[provider] = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            status[provider] = failure(error)
             continue
         status[provider] = f"wrong: {wrong}" if wrong else "ok"
         if not wrong:

@@ -1,4 +1,4 @@
-"""Time of several providers of the same work, taken in turns so that a disturbance hits all alike."""
+"""Times several providers of the same work in turns, so that a disturbance hits all alike."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ Call = Callable[[], object]
 SLOW_MS = 500.0  # a provider slower than this is timed in the first rounds only
 SLOW_ROUNDS = 5
 MAX_ROUNDS = 200
+_FLUSH_BYTES = 2**28  # more than any L2 cache
 _WAIT_CYCLES = 2_000_000  # about 1 ms of the GPU's clock
 
 
 class Timed(NamedTuple):
-    """prepare() runs before each call and outside of its time: it restores what the call overwrites."""
+    """prepare() runs before each call, outside of its time, and restores what it overwrites."""
 
     call: Call
     prepare: Call | None = None
@@ -43,6 +44,11 @@ class Times:
         return statistics.median(self.ms)
 
 
+def ratio(times: dict[str, Times], peer: str, provider: str) -> float | None:
+    """How many times faster `provider` is than `peer`: of the medians of the same rounds."""
+    return times[peer].median / times[provider].median if peer in times else None
+
+
 class HostClock:
     """Wall clock, with the device idle at both ends: what a caller waits for."""
 
@@ -64,13 +70,12 @@ class HostClock:
 class DeviceClock:
     """CUDA events around the work of the GPU alone, with a cold L2 cache.
 
-    The GPU is kept waiting until the host has launched everything, so that launches do not count: they are measured,
-    with all else, in the attack suite.
+    The GPU is kept waiting until the host has launched everything, so that launches do not count:
+    they are measured, with all else, in the attack suite.
     """
 
     def __init__(self) -> None:
-        size = 4 * torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self.flush = torch.empty(max(size, 2**28), dtype=torch.uint8, device="cuda")
+        self.flush = torch.empty(_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
 
     def __call__(self, item: Timed) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

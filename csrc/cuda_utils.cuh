@@ -69,9 +69,13 @@ ADVFAST_DEVICE unsigned char* dynamic_shared() {
     extern __shared__ uint4 advfast_block_memory[];
     return reinterpret_cast<unsigned char*>(advfast_block_memory);
 }
+ADVFAST_DEVICE void check_access(const void*, int) {} // the GPU itself faults
 #else
 inline unsigned char* dynamic_shared() {
     return emulator::shared_memory();
+}
+inline void check_access(const void* at, int bytes) {
+    emulator::check_access(at, bytes);
 }
 #endif
 
@@ -85,6 +89,7 @@ template <class T, int N> struct Wide {
 };
 template <class T, int N> ADVFAST_DEVICE void load_values(const T* at, T (&values)[N]) {
     using W = Wide<T, N>;
+    check_access(at, W::kBytes);
 #pragma unroll
     for (int i = 0; i < N; i += W::kValues) {
         const typename W::Piece piece = *reinterpret_cast<const typename W::Piece*>(at + i);
@@ -95,6 +100,7 @@ template <class T, int N> ADVFAST_DEVICE void load_values(const T* at, T (&value
 }
 template <class T, int N> ADVFAST_DEVICE void store_values(T* at, const T (&values)[N]) {
     using W = Wide<T, N>;
+    check_access(at, W::kBytes);
 #pragma unroll
     for (int i = 0; i < N; i += W::kValues) {
         typename W::Piece piece;

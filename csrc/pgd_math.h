@@ -33,12 +33,18 @@ template <class T> ADVFAST_HD T sign_of_bits(uint16_t bits) {
 template <class T> ADVFAST_HD T sign_as(f16 g) { return sign_of_bits<T>(bits_of(g)); }
 template <class T> ADVFAST_HD T sign_as(bf16 g) { return sign_of_bits<T>(bits_of(g)); }
 
+// Below it numbers lose their relative precision.
+ADVFAST_HD float smallest_normal(float) { return 1.17549435e-38f; }
+ADVFAST_HD double smallest_normal(double) { return 2.2250738585072014e-308; }
+
 // x0 + delta, rounded to nearest unless that is farther from x0 than delta: then toward x0. So the norm of the stored
-// perturbation never exceeds the norm of delta, whatever the size of x0.
+// perturbation never exceeds the norm of delta, whatever the size of x0. A subnormal delta counts as 0: its own
+// rounding may already have lengthened it.
 template <class T> ADVFAST_HD T add_within(T x0, T delta) {
-    const T z = x0 + delta;
+    const T length = delta < T(0) ? -delta : delta, limit = length < smallest_normal(T(0)) ? T(0) : length;
+    const T z = x0 + (limit == T(0) ? T(0) : delta);
     const T moved = z - x0;
-    const T far = moved < T(0) ? -moved : moved, limit = delta < T(0) ? -delta : delta;
+    const T far = moved < T(0) ? -moved : moved;
     return far > limit ? neighbour(z, moved < T(0)) : z;
 }
 

@@ -223,7 +223,7 @@ class PGDAttack:
         loss = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
 
         def objective(logits: Tensor) -> Tensor:
-            value = loss(logits, reference)
+            value = loss(logits, reference)  # type: ignore[arg-type]  # labels exist by now
             return -value if self.targeted else value
 
         self.nonfinite = torch.zeros(1, dtype=torch.int64, device=x0.device)

@@ -40,7 +40,9 @@ def read_idx(path: str | Path) -> Tensor:
     else:
         content = path.read_bytes()
     if len(content) < 4:
-        raise ValueError(f"{path} is not an IDX file: expected at least 4 bytes, got {len(content)}")
+        raise ValueError(
+            f"{path} is not an IDX file: expected at least 4 bytes, got {len(content)}"
+        )
     zero, kind, rank = struct.unpack_from(">HBB", content)
     if zero != 0 or kind != _UNSIGNED_BYTE or rank == 0:
         raise ValueError(
@@ -49,7 +51,9 @@ def read_idx(path: str | Path) -> Tensor:
         )
     header = 4 + 4 * rank
     if len(content) < header:
-        raise ValueError(f"{path} is truncated: its header needs {header} bytes, got {len(content)}")
+        raise ValueError(
+            f"{path} is truncated: its header needs {header} bytes, got {len(content)}"
+        )
     shape = struct.unpack_from(f">{rank}I", content, 4)
     expected = header + math.prod(shape)
     if len(content) != expected:

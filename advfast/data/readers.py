@@ -21,6 +21,9 @@ DIGITS_TEST = 500
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where the Debian and Ubuntu package dataset-fashion-mnist puts its files."""
 
+FASHION_PARTS = {"train": 60000, "t10k": 10000}
+"""Stem of the file names -> images."""
+
 FASHION_CLASSES = (
     "T-shirt",
     "Trouser",
@@ -77,7 +80,7 @@ def fashion_mnist(root: str | Path | None = None) -> Splits:
     """
     folder = _fashion_folder(root)
     parts = []
-    for stem, count in (("train", 60000), ("t10k", 10000)):
+    for stem, count in FASHION_PARTS.items():
         images = read_idx(_existing(folder, f"{stem}-images-idx3-ubyte"))
         labels = read_idx(_existing(folder, f"{stem}-labels-idx1-ubyte"))
         if images.shape != (count, 28, 28) or labels.shape != (count,):
@@ -88,14 +91,16 @@ def fashion_mnist(root: str | Path | None = None) -> Splits:
         if labels.max() > 9:
             raise ValueError(f"{folder}: {stem} labels must be 0 .. 9, got {labels.max().item()}")
         parts.append(TensorSource(images, labels))
-    return Splits("fashion-mnist", *parts, FASHION_CLASSES)
+    return Splits("fashion-mnist", parts[0], parts[1], FASHION_CLASSES)
 
 
 def _existing(folder: Path, stem: str) -> Path:
     for name in (stem + ".gz", stem):
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(f"{folder} has no {stem}.gz (or {stem}); Fashion-MNIST has four such files")
+    raise FileNotFoundError(
+        f"{folder} has no {stem}.gz (or {stem}); Fashion-MNIST has four such files"
+    )
 
 
 def _fashion_folder(root: str | Path | None) -> Path:

@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 class Source(Protocol):
     """A data set of images with pixels in [0, 1]."""
 
-    labels: Tensor
-    """[N] int64."""
+    @property
+    def labels(self) -> Tensor:
+        """[N] int64."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -156,7 +158,9 @@ def as_source(data: object, name: str = "data") -> Source:
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         source = TensorSource(*data)
     elif isinstance(data, DataLoader):
-        raise TypeError(f"{name} must not be a DataLoader: pass its dataset, and batch_size to train")
+        raise TypeError(
+            f"{name} must not be a DataLoader: pass its dataset, and batch_size to train"
+        )
     elif isinstance(data, Dataset):
         source = DatasetSource(data)
     else:

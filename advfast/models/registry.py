@@ -28,7 +28,7 @@ def make(name: str, **kwargs: Any) -> nn.Module:
             f"unknown model {name!r}; expected one of {', '.join(MODELS)}{nearest(name, list(MODELS))}"
         )
     model = MODELS[name](**kwargs)
-    model._advfast_spec = {"name": name, "kwargs": kwargs}
+    model.__dict__["_advfast_spec"] = {"name": name, "kwargs": kwargs}
     return model
 
 

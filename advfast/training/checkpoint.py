@@ -72,9 +72,11 @@ def read(path: str | Path) -> dict[str, Any]:
         ValueError: it is not a checkpoint of advfast, or is damaged.
     """
     path = Path(path)
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an advfast checkpoint, or was cut short")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not an advfast checkpoint, or is damaged: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

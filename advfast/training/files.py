@@ -64,7 +64,10 @@ def run_folder(out: str | Path | None, name: str, overwrite: bool) -> Path:
             f"{folder} already holds a run ({found[0].name}); choose another folder or overwrite it "
             "(overwrite=True, --overwrite)"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"cannot make the folder {folder} for the results: {error}") from error
     for file in found:
         # Else a run that stops early would leave files of two runs side by side.
         file.unlink()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -12,36 +14,39 @@ _LINES = 10
 
 
 class Progress:
-    """A callback of the loop.
+    """A callback of the loop; says at once what runs and where it writes.
 
     Args:
-        epochs: epochs of the run.
+        config: the settings of the run.
         steps: steps an epoch.
         trained_on: "adversarial" or "clean": what the accuracy on the batch is of.
+        folder: where the run writes.
         shown: False shows nothing.
     """
 
-    def __init__(self, epochs: int, steps: int, trained_on: str, shown: bool) -> None:
-        self._epochs = epochs
+    def __init__(
+        self, config: dict[str, Any], steps: int, trained_on: str, folder: Path, shown: bool
+    ) -> None:
+        self._epochs = epochs = config["epochs"]
         self._accuracy = "robust" if trained_on == "adversarial" else "accuracy"
         self._terminal = shown and sys.stderr.isatty()
         self._lines = shown and not self._terminal
         self._every = math.ceil(epochs / _LINES)
         self._batch = ""
         self._validation = ""
+        if shown:
+            print(_settings(config, trained_on, folder), file=sys.stderr, flush=True)
         self._bar = tqdm(
             total=epochs * steps,
             desc=f"epoch 1/{epochs}",
             unit="step",
             disable=not self._terminal,
-            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
+            bar_format="{desc} {percentage:3.0f}%|{bar:10}| {elapsed}<{remaining}{postfix}",
         )
 
     def on_step_end(self, loss: float, accuracy: float, images_per_second: float) -> None:
         if self._terminal:
-            self._batch = (
-                f"loss {loss:.3f}, {self._accuracy} {accuracy:.0%}, {images_per_second:.0f} images/s"
-            )
+            self._batch = f"loss {loss:.3f}, {self._accuracy} {accuracy:.0%}, {images_per_second:.0f} images/s"
             self._bar.set_postfix_str(self._batch + self._validation, refresh=False)
             self._bar.update()
 
@@ -62,3 +67,20 @@ class Progress:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def _settings(config: dict[str, Any], trained_on: str, folder: Path) -> str:
+    samples = config["samples"]
+    model = config["model"].get("name") or config["model"]["class"]
+    threads = f", {config['threads']} threads" if config["device"] == "cpu" else ""
+    attack = f"{config['norm']} eps {config['eps']:.4g}"
+    if trained_on == "adversarial":
+        attack += f", alpha {config['alpha']:.4g}, {config['steps']} steps"
+    else:
+        attack = f"evaluated at {attack}"
+    return (
+        f"{config['method']}: {model} on {config['data']} ({samples['train']} training images, "
+        f"{samples['val']} held out, {samples['test']} test), {config['device']}{threads}\n"
+        f"{attack}; {config['epochs']} epochs, batch size {config['batch_size']}, "
+        f"learning rate {config['lr']:g}, seed {config['seed']}; writes to {folder}"
+    ).replace(", 1 threads", ", 1 thread")

@@ -27,6 +27,15 @@ class Selected:
     test: EvalReport | None
     checkpoint: Path
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "epoch": self.epoch,
+            "metrics": self.metrics,
+            "test": None if self.test is None else self.test.to_dict(),
+            "checkpoint": self.checkpoint.name,
+        }
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -52,3 +61,12 @@ class TrainResult:
     picture: Path | None
     config: dict[str, Any]
     seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """What results.json holds."""
+        return {
+            "config": self.config,
+            "best": self.best.to_dict(),
+            "last": self.last.to_dict(),
+            "seconds": self.seconds,
+        }

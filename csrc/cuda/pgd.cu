@@ -6,8 +6,6 @@ namespace advfast {
 
 namespace {
 
-constexpr int kThreads = 256;
-
 // --- the linf step --------------------------------------------------------------------------------------------------
 
 // Signs of U vectors of the gradient, NaN where it is not finite. All are loaded before the first is used.
@@ -56,8 +54,8 @@ template <int V, int U, bool kNumbers> __global__ void __launch_bounds__(kThread
     }
 
     // Operands before the gradient, whose conversion waits for the loads.
-    float alpha[V], eps[V], lo[V], hi[V], scale[V] = {}, shift[V] = {};
-    uint8_t on[V];
+    float alpha[V] = {}, eps[V] = {}, lo[V] = {}, hi[V] = {}, scale[V] = {}, shift[V] = {};
+    uint8_t on[V] = {};
     Place<V> at{};
     if (kNumbers) {
         const float numbers[6] = {number(task.alpha), number(task.eps),   number(task.lo),

@@ -119,7 +119,6 @@ template <class Real, int V, bool kKeep> __global__ void __launch_bounds__(kKeep
 // --- a sample in chunks
 // -----------------------------------------------------------------------------------------------
 
-constexpr int kThreads = 256;
 constexpr int kAhead = 2;
 constexpr int64_t kChunk = 4096; // values a block, at least
 constexpr int64_t kMostChunks = kThreads;
@@ -240,6 +239,7 @@ __global__ void __launch_bounds__(kMostThreads) threshold_kernel(const StepTask 
     double distance[1] = {partial(scratch.distance, scratch.chunks, sample)};
     block_reduce(distance, lanes, Add{});
     const Shrink shrink = shrink_of(task, sample, distance[0], lanes, [&](auto f) {
+#pragma unroll 4
         for (int64_t i = threadIdx.x; i < task.shape.dim; i += blockDim.x)
             f(x[i] - x0[i]);
     });

@@ -1,15 +1,15 @@
-// The maths of the l2 and l1 step for the vectors of one thread. Values are scaled by a power of two near their norm, so
-// that their arithmetic can be in float: many GPUs have few double units. Sums are in double.
+// The maths of the l2 and l1 step for the vectors of one thread. Values are scaled by a power of two near their norm,
+// so that their arithmetic can be in float: many GPUs have few double units. Sums are in double.
 #pragma once
 
 #include "pgd_device.cuh"
 
-#include <cfloat>
 #include <cmath>
 
 namespace advfast {
 
-// --- the gradient -----------------------------------------------------------------------------------------------------
+// --- the gradient
+// -----------------------------------------------------------------------------------------------------
 
 // Real is double for a double gradient and float for the others.
 template <class Real, class F> ADVFAST_DEVICE void with_grad_dtype(DType dtype, F f) {
@@ -172,8 +172,7 @@ template <int V> ADVFAST_DEVICE void finish(const StepTask& task, const Place<V>
                 const float size = left > 0 ? static_cast<float>(left * shrink.factor) : 0.0f;
                 delta = d < 0 ? -size : size;
             }
-            // Subnormals are too coarse for the bound on the norm: toward x0.
-            x[i] = add_within(x0[i], fabsf(delta) < FLT_MIN ? 0.0f : delta);
+            x[i] = add_within(x0[i], delta);
         }
     }
     float lo[V], hi[V];

@@ -8,6 +8,8 @@
 
 namespace advfast {
 
+constexpr int kThreads = 256; // of a block, where nothing else is said
+
 // An operand as the kernels take it: its number is rounded to float on the host.
 struct Field {
     const void* data = nullptr;

@@ -518,22 +518,23 @@ def test_linf_start_is_uniform(impl, device):
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_ball_start_is_uniform_in_the_ball(impl, device, norm):
-    dim = 7
-    x0 = torch.zeros(4000, dim, device=device)
+    dim, n = 7, 400 if impl == "triton" and device == "cpu" else 4000  # interpreted: slow
+    close = 4 / n**0.5
+    x0 = torch.zeros(n, dim, device=device)
     x = random_start(x0, eps=3.0, norm=norm, bounds=None, seed=5, impl=impl).cpu().double() / 3
     sizes = norm_of(x, norm)
     assert kolmogorov(sizes**dim) < LIMIT  # volume grows with r^D
     assert abs(x.mean().item()) < 5 * x.std().item() / x.numel() ** 0.5
     # Directions: each coordinate has the same share, and the sign of one says nothing of another.
     share = (x.abs() / sizes[:, None]).mean(0)
-    assert (share / share.mean() - 1).abs().max() < 0.06
+    assert (share / share.mean() - 1).abs().max() < close
     signs = x.sign()
-    assert ((signs.T @ signs) / 4000 - torch.eye(dim)).abs().max() < 5 / 4000**0.5
+    assert ((signs.T @ signs) / n - torch.eye(dim)).abs().max() < 5 / n**0.5
     if norm == "l2":
         # A projection of the sphere in D dimensions: E[u^4] = 3 / (D (D + 2)).
         u = x / sizes[:, None]
-        assert abs((u**4).mean().item() * dim * (dim + 2) / 3 - 1) < 0.06
+        assert abs((u**4).mean().item() * dim * (dim + 2) / 3 - 1) < close
     else:
         # The l1 sphere: E[u^2] = 2 / (D (D + 1)).
         u = x / sizes[:, None]
-        assert abs((u**2).mean().item() * dim * (dim + 1) / 2 - 1) < 0.06
+        assert abs((u**2).mean().item() * dim * (dim + 1) / 2 - 1) < close

@@ -200,7 +200,7 @@ def _next_input(
     _check_images(op, "out", out, like=x)
     if out.dtype not in _FLOATS:
         raise TypeError(f"{op}: out must be a float tensor, got {out.dtype}")
-    found = []
+    found: list[Tensor | None] = []
     for name, value in (("scale", scale), ("shift", shift)):
         if value is None:
             found.append(None)

@@ -32,17 +32,6 @@ _ROW_LIMIT = tl.constexpr(1 << 30)
 
 
 @triton.jit
-def _flag(flags, AT: tl.constexpr):
-    return ((flags >> AT) & 1) != 0
-
-
-@triton.jit
-def _only(block, when):
-    """block & when, for a scalar `when` (the interpreter broadcasts a comparison as integers)."""
-    return tl.where(when, block, False)
-
-
-@triton.jit
 def _clamp(v, lo, hi):
     v = tl.where(v < lo, lo, v)
     return tl.where(v > hi, hi, v)
@@ -139,7 +128,7 @@ def _places(base, j, sizes, flags):
     sample = sample + samples
     above = above + rows - samples * outer
     within = first + j.to(tl.int64) - rows * inner
-    channel = tl.where(_flag(flags, _CHANNELS_LAST), within, above)
+    channel = tl.where((flags >> _CHANNELS_LAST) & 1 != 0, within, above)
     return sample, channel, (sample * inner + within) * outer + above
 
 
@@ -151,9 +140,9 @@ def _spot(sample, start, j, sizes, flags):
     flat = sample * dim + at
     channel = at
     target = flat
-    if _flag(flags, _STRIDED):
+    if (flags >> _STRIDED) & 1 != 0:
         _, channel, other = _places(sample * dim + start, j, sizes, flags)
-        target = tl.where(_flag(flags, _TRANSPOSED), other, flat)
+        target = tl.where((flags >> _TRANSPOSED) & 1 != 0, other, flat)
     return (sample, channel, flat, at < dim), target
 
 
@@ -169,26 +158,15 @@ def _number(operand, flags, SLOT: tl.constexpr, sample):
 @triton.jit
 def _operand(operand, flags, SLOT: tl.constexpr, spot):
     """An operand at every element of a block."""
+    address, value = operand
     sample, channel, flat, inside = spot
-    block = tl.full(flat.shape, _number(operand, flags, SLOT, 0), tl.float32)
     mode = (flags >> SLOT) & 7
+    pointer = address.to(tl.int64).to(tl.pointer_type(tl.float32))
+    block = tl.full(flat.shape, tl.load(pointer, mask=mode != 0, other=value), tl.float32)
     if mode > 1:
-        pointer = operand[0].to(tl.int64).to(tl.pointer_type(tl.float32))
         at = tl.where(mode == 4, flat, tl.where(mode == 3, channel, sample))
         block = tl.load(pointer + at, mask=inside, other=0.0)
     return block
-
-
-@triton.jit
-def _unmasked(address, flags, spot):
-    sample, channel, flat, inside = spot
-    mode = (flags >> _MASK) & 7
-    active = inside
-    if mode != 0:
-        pointer = address.to(tl.int64).to(tl.pointer_type(tl.int8))
-        at = tl.where(mode == 4, flat, tl.where(mode == 3, channel, tl.where(mode == 2, sample, 0)))
-        active = tl.load(pointer + at, mask=inside, other=0) != 0
-    return active
 
 
 @triton.jit
@@ -197,14 +175,13 @@ def _write_out(out, target, x, x0, addresses, flags, spot, STRIDED: tl.constexpr
     kind = (flags >> _OUT) & 7
     inside = spot[3]
     if kind != 0:
-        toward = _flag(flags, _AFFINE) == 0
+        toward = (flags >> _AFFINE) & 1 == 0
         v = x
-        if _flag(flags, _AFFINE):
+        if (flags >> _AFFINE) & 1 != 0:
             shift, scale = (addresses[1], 0.0), (addresses[0], 1.0)
             if STRIDED:
-                v = (x - _operand(shift, flags, _SHIFT, spot)) * _operand(
-                    scale, flags, _SCALE, spot
-                )
+                v = x - _operand(shift, flags, _SHIFT, spot)
+                v = v * _operand(scale, flags, _SCALE, spot)
             else:
                 v = (x - _number(shift, flags, _SHIFT, 0)) * _number(scale, flags, _SCALE, 0)
         if kind == 1:
@@ -218,11 +195,21 @@ def _write_out(out, target, x, x0, addresses, flags, spot, STRIDED: tl.constexpr
 
 
 @triton.jit
-def _gradient(grad, flags, flat, inside, active):
-    """Gradient entries, whether they are finite, and how many of the active ones are not."""
-    g = _widen(tl.load(grad + flat, mask=_only(inside, _flag(flags, _GRAD)), other=0.0))
+def _gradient(grad, mask_at, flags, spot, STRIDED: tl.constexpr):
+    """Gradient entries, 0 where masked or not finite; where they count; and where not, unmasked."""
+    sample, channel, flat, inside = spot
+    # A choice, not `&`: the interpreter broadcasts a scalar comparison as integers.
+    active = tl.where((flags >> _GRAD) & 1 != 0, inside, False)
+    g = _widen(tl.load(grad + flat, mask=active, other=0.0))
+    mode = (flags >> _MASK) & 7
+    if STRIDED and mode != 0:
+        place = tl.where(mode == 4, flat, tl.where(mode == 3, channel, sample))
+        place = tl.where(mode == 1, 0, place)
+        pointer = mask_at.to(tl.int64).to(tl.pointer_type(tl.int8))
+        active = active & (tl.load(pointer + place, mask=active, other=0) != 0)
     finite = tl.abs(g) < float("inf")
-    return g, finite, (active & (finite == 0)).to(tl.int32)
+    good = active & finite
+    return tl.where(good, g, 0.0), good, (active & (finite == 0)).to(tl.int32)
 
 
 @triton.jit
@@ -230,7 +217,7 @@ def _count(address, number):
     if address != 0:
         pointer = address.to(tl.int64).to(tl.pointer_type(tl.int64))
         total = tl.sum(number.to(tl.int64), 0)
-        tl.atomic_add(pointer, total, mask=total != 0)
+        tl.atomic_add(pointer, total, mask=total != 0, sem="relaxed")
 
 
 def _step_linf(
@@ -251,31 +238,29 @@ def _step_linf(
         sizes = (inner, outer, magic_i, shift_i, magic_o, shift_o)
         sample, channel, other = _places(base, j, sizes, flags)
         spot = (sample, channel, flat, inside)
-        active = _only(_unmasked(mask_at, flags, spot), _flag(flags, _GRAD))
         step = _operand((alpha_at, alpha), flags, _ALPHA, spot)
         radius = _operand((eps_at, eps), flags, _EPS, spot)
         low = _operand((lo_at, lo), flags, _LO, spot)
         high = _operand((hi_at, hi), flags, _HI, spot)
     else:
-        active = _only(inside, _flag(flags, _GRAD))
         step = _number((alpha_at, alpha), flags, _ALPHA, 0)
         radius = _number((eps_at, eps), flags, _EPS, 0)
         low = _number((lo_at, lo), flags, _LO, 0)
         high = _number((hi_at, hi), flags, _HI, 0)
     old = tl.load(x + flat, mask=inside, other=0.0)
     centre = tl.load(x0 + flat, mask=inside, other=0.0)
-    g, finite, bad = _gradient(grad, flags, flat, inside, active)
+    g, good, bad = _gradient(grad, mask_at, flags, spot, STRIDED)
 
     moved = old + step * tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))
     # A product, as 0 - radius would lose the sign of -0.0.
     moved = _clamp(centre + _clamp(moved - centre, radius * -1.0, radius), low, high)
     held = _clamp(_clamp(old, centre - radius, centre + radius), low, high)
-    new = tl.where(active & finite, moved, held)
+    new = tl.where(good, moved, held)
     tl.store(x + flat, new, mask=inside)
     addresses = (scale_at, shift_at)
     if STRIDED:
         # Two calls, not a choice of the place: that would hide that `flat` is contiguous.
-        if _flag(flags, _TRANSPOSED):
+        if (flags >> _TRANSPOSED) & 1 != 0:
             _write_out(out, other, new, centre, addresses, flags, spot, True)
         else:
             _write_out(out, flat, new, centre, addresses, flags, spot, True)
@@ -304,9 +289,8 @@ def _step_ball(
         largest = tl.zeros([BLOCK], tl.float64)
         for start in range(0, dim, BLOCK):
             spot, _target = _spot(sample, start, j, sizes, flags)
-            active = _unmasked(mask_at, flags, spot)
-            g, finite, _wrong = _gradient(grad, flags, spot[2], spot[3], active)
-            largest = tl.maximum(largest, tl.where(active & finite, tl.abs(g), 0.0))
+            g, _good, _wrong = _gradient(grad, mask_at, flags, spot, True)
+            largest = tl.maximum(largest, tl.abs(g))
         exponent = (tl.max(largest, 0).to(tl.int64, bitcast=True) >> 52) - 1023
         exponent = tl.minimum(tl.maximum(-exponent, -1022), 1023)
         factor = ((exponent + 1023) << 52).to(tl.float64, bitcast=True)
@@ -315,9 +299,8 @@ def _step_ball(
     bad = tl.zeros([BLOCK], tl.int32)
     for start in range(0, dim, BLOCK):
         spot, _target = _spot(sample, start, j, sizes, flags)
-        active = _unmasked(mask_at, flags, spot)
-        g, finite, wrong = _gradient(grad, flags, spot[2], spot[3], active)
-        scaled = tl.where(active & finite, g, 0.0).to(tl.float64) * factor
+        g, _good, wrong = _gradient(grad, mask_at, flags, spot, True)
+        scaled = g.to(tl.float64) * factor
         total += tl.abs(scaled) if L1 else scaled * scaled
         bad += wrong
     _count(count_at, bad)
@@ -325,7 +308,7 @@ def _step_ball(
     if not L1:
         size = tl.sqrt(size)
     # A sample with a non-finite entry, no gradient, or nothing unmasked does not move.
-    moves = (tl.sum(bad, 0) == 0) & (size > 0)
+    moves = (tl.sum(bad.to(tl.int64), 0) == 0) & (size > 0)
     p, q, r = _split(tl.where(moves, size, 1.0))
 
     # The move. x is left unprojected, and its distance to x0 is summed on the way.
@@ -334,11 +317,10 @@ def _step_ball(
         spot, _target = _spot(sample, start, j, sizes, flags)
         new = tl.load(x + spot[2], mask=spot[3], other=0.0)
         if moves:
-            active = _unmasked(mask_at, flags, spot)
-            g, _finite, _wrong = _gradient(grad, flags, spot[2], spot[3], active)
-            g = tl.where(active, g * factor.to(g.dtype), 0.0).to(tl.float32)
+            g, _good, _wrong = _gradient(grad, mask_at, flags, spot, True)
+            g = (g * factor.to(g.dtype)).to(tl.float32)
             new += _operand((alpha_at, alpha), flags, _ALPHA, spot) * (((g * p) * q) * r)
-            if _flag(flags, _BOX_FIRST):
+            if (flags >> _BOX_FIRST) & 1 != 0:
                 low = _operand((lo_at, lo), flags, _LO, spot)
                 new = _clamp(new, low, _operand((hi_at, hi), flags, _HI, spot))
             tl.store(x + spot[2], new, mask=spot[3])
@@ -415,14 +397,6 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def _words(block, stream, identity, seed):
-    """Four words for each counter (block, stream, sample id) with key seed."""
-    c2, c3 = identity.to(tl.uint32), (identity >> 32).to(tl.uint32)
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    return philox(block.to(tl.uint32), stream.to(tl.uint32), c2, c3, k0, k1)
-
-
-@triton.jit
 def _open_uniform(word):
     """(0, 1), odd multiples of 2^-24."""
     return (2 * (word >> 9).to(tl.int32) + 1).to(tl.float64) * 5.9604644775390625e-08
@@ -431,7 +405,11 @@ def _open_uniform(word):
 @triton.jit
 def _draw(number, stream, identity, seed, NORM: tl.constexpr):
     """linf: float32 uniform in (-1, 1). l2: normal (Box-Muller, pairs). l1: signed exponential."""
-    w0, w1, w2, w3 = _words(number >> 2, stream, identity, seed)
+    c0, c1, c2, c3 = number >> 2, stream, identity, identity >> 32
+    w0, w1, w2, w3 = philox(
+        c0.to(tl.uint32), c1.to(tl.uint32), c2.to(tl.uint32), c3.to(tl.uint32),
+        seed.to(tl.uint32), (seed >> 32).to(tl.uint32),
+    )  # fmt: skip
     odd = (number & 1) != 0
     second = (number & 2) != 0
     word = tl.where(odd, tl.where(second, w3, w1), tl.where(second, w2, w0))
@@ -468,15 +446,15 @@ def _start(
             spot, number = _spot(sample, start, j, sizes, flags)
             draw = _draw(number - sample * dim, stream, identity, seed, NORM)
             total += tl.where(spot[3], tl.abs(draw) if NORM == 1 else draw * draw, 0.0)
-        whole = tl.full((), 0xFFFFFFFF, tl.int64)
-        word, _, _, _ = _words(whole, stream, identity, seed)
-        own = tl.log(_open_uniform(word))
+        # Minus the logarithm of a uniform number of the sample's own, from a block that no element has.
+        whole = tl.full((), 0xFFFFFFFF << 2, tl.int64)
+        own = tl.abs(_draw(whole, stream, identity, seed, 1))
         factor = _number((eps_at, eps), flags, _EPS, sample).to(tl.float64)
         # l1: D of D + 1 normalised exponentials. l2: a direction, and the radius eps * u^(1/D).
         if NORM == 1:
-            factor *= 1.0 / (tl.sum(total, 0) - own)
+            factor *= 1.0 / (tl.sum(total, 0) + own)
         else:
-            factor *= tl.exp(own / dim.to(tl.float64)) / tl.sqrt(tl.sum(total, 0))
+            factor *= tl.exp(-own / dim.to(tl.float64)) / tl.sqrt(tl.sum(total, 0))
     first = tl.program_id(1).to(tl.int64) * BLOCK
     for start in range(first, dim, tl.num_programs(1).to(tl.int64) * BLOCK):
         # Draws are numbered in NCHW order, so that the layout does not change them.
@@ -499,13 +477,12 @@ def _jit(fn: Any, *multiples: str) -> Any:
 
 
 ALIGNED = ("x", "grad", "x0", "out", "n")  # what is a multiple of 16 in "linf-aligned"
-KERNELS = {
-    "linf": _jit(_step_linf),
-    "linf-aligned": _jit(_step_linf, *ALIGNED),
-    "ball": _jit(_step_ball),
-    "start": _jit(_start),
+KERNELS = {  # with the elements of a block, and warps
+    "linf": (_jit(_step_linf), 1024, 8),
+    "linf-aligned": (_jit(_step_linf, *ALIGNED), 1024, 8),
+    "ball": (_jit(_step_ball), 2048, 16),
+    "start": (_jit(_start), 512, 4),
 }
-_TILES = {"linf": (1024, 8), "linf-aligned": (1024, 8), "ball": (2048, 8), "start": (512, 4)}
 _NORM_NUMBERS = {"linf": 0, "l1": 1, "l2": 2}
 
 
@@ -518,10 +495,10 @@ class Specialisation(NamedTuple):
     value: int
 
     def constants(self) -> dict[str, int]:
-        return {self.constant: self.value, "BLOCK": _TILES[self.kernel][0]}
+        return {self.constant: self.value, "BLOCK": KERNELS[self.kernel][1]}
 
     def options(self) -> dict[str, Any]:
-        return {"num_warps": _TILES[self.kernel][1], "enable_fp_fusion": False}
+        return {"num_warps": KERNELS[self.kernel][2], "enable_fp_fusion": False}
 
 
 def specialisations() -> list[Specialisation]:
@@ -537,7 +514,7 @@ def specialisations() -> list[Specialisation]:
 def _launch(spec: Specialisation, grid: tuple[int, ...], x: Tensor, args: tuple) -> None:
     # The interpreter computes in numpy, which warns where a GPU quietly gives inf or NaN.
     with torch.cuda.device_of(x), numpy.errstate(all="ignore"):
-        KERNELS[spec.kernel][grid](*args, **spec.constants(), **spec.options())
+        KERNELS[spec.kernel][0][grid](*args, **spec.constants(), **spec.options())
 
 
 def _divisor(d: int) -> tuple[int, int]:
@@ -572,10 +549,10 @@ def _operands(values: Sequence[Any], x: Tensor) -> tuple[int, list[int], list[fl
 def pgd_step_(
     x, grad, x0, *, alpha, eps, lo, hi, norm, l2_order, mask, out, scale, shift, nonfinite
 ) -> None:
-    if x.numel() == 0:
+    n = x.numel()
+    if n == 0:
         return
-    values = (alpha, eps, lo, hi, scale, shift, mask)
-    flags, addresses, numbers = _operands(values, x)
+    flags, addresses, numbers = _operands((alpha, eps, lo, hi, scale, shift, mask), x)
     transposed = out is not None and out.is_contiguous() != x.is_contiguous()
     strided = transposed or mask is not None or flags & _VARYING != 0
     flags += (0 if out is None else _KINDS[out.dtype]) << _OUT.value
@@ -587,13 +564,12 @@ def pgd_step_(
     grad = x if grad is None else grad
     target = triton.reinterpret(x if out is None else out, tl.int16)
     counter = 0 if nonfinite is None else nonfinite.data_ptr()
-    n = x.numel()
     args = (x, grad, x0, target, *addresses, counter, *numbers[:4], flags, n, *_sizes(x))
     if norm == "linf":
         bits = x.data_ptr() | grad.data_ptr() | x0.data_ptr() | target.data_ptr() | n
         kernel = "linf" if bits % 16 else "linf-aligned"
         spec = Specialisation(kernel, grad.dtype, "STRIDED", int(strided))
-        grid = (triton.cdiv(n, _TILES[kernel][0]),)
+        grid = (triton.cdiv(n, KERNELS[kernel][1]),)
     else:
         spec = Specialisation("ball", grad.dtype, "L1", int(norm == "l1"))
         grid = (x.shape[0],)
@@ -604,16 +580,15 @@ def random_start(x0, *, eps, lo, hi, norm, seed, offset, sample_ids) -> Tensor:
     x = torch.empty_like(x0)
     if x.numel() == 0:
         return x
-    flags, addresses, numbers = _operands((None, eps, lo, hi), x)
+    flags, (_, *addresses), (_, *numbers) = _operands((None, eps, lo, hi), x)
     if not x.is_contiguous():
         # The number of a draw is where a transposed output would keep its element.
         flags += (1 << _CHANNELS_LAST.value) + (1 << _TRANSPOSED.value)
     flags += (flags != 0) << _STRIDED.value
-    ids = 0 if sample_ids is None else sample_ids.data_ptr()
-    pointers = (*addresses[1:], seed.data_ptr(), ids)
-    args = (x, x0, *pointers, *numbers[1:], flags, offset, *_sizes(x))
+    addresses += [seed.data_ptr(), 0 if sample_ids is None else sample_ids.data_ptr()]
+    args = (x, x0, *addresses, *numbers, flags, offset, *_sizes(x))
     # The draws of l2 and l1 are scaled by a sum over the sample, so one program has all of it.
-    blocks = triton.cdiv(x.numel() // x.shape[0], _TILES["start"][0])
+    blocks = triton.cdiv(x.numel() // x.shape[0], KERNELS["start"][1])
     grid = (x.shape[0], min(blocks, 65535) if norm == "linf" else 1)
     _launch(Specialisation("start", None, "NORM", _NORM_NUMBERS[norm]), grid, x, args)
     return x

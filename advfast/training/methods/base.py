@@ -30,4 +30,7 @@ class Step(NamedTuple):
 class Method(Protocol):
     """Called once for each batch, with the model in train mode; must leave it in train mode."""
 
+    trains_on: str
+    """"adversarial" or "clean": what the training accuracy is of, and what the best epoch is chosen by."""
+
     def __call__(self, images: Tensor, labels: Tensor) -> Step: ...

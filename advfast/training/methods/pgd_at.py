@@ -16,6 +16,8 @@ class PGDAT:
     One uniform random start; the last iterate is trained on.
     """
 
+    trains_on = "adversarial"
+
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.model = model
         # The loader has checked the images and `train` the labels: no need to in every step.

@@ -11,6 +11,8 @@ from .base import Settings, Step
 class Standard:
     """Cross-entropy on the images as they are; the attack settings are not used."""
 
+    trains_on = "clean"
+
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.model = model
 

@@ -1,0 +1,111 @@
+"""The faults: what is changed in which file, and which implementation's tests must notice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REFERENCE = "advfast/kernels/pgd/reference.py"
+TRITON = "advfast/kernels/pgd/triton.py"
+MATH = "csrc/pgd_math.h"
+CPU = "csrc/cpu/pgd.cpp"
+ATTACK = "advfast/attacks/pgd.py"
+ENGINE = "advfast/attacks/engine.py"
+STATE = "advfast/attacks/state.py"
+CHECKS = "advfast/attacks/checks.py"
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    impl: str  # reference | cpp | triton: the tests of this implementation; attack: those of PGDAttack
+    file: str
+    old: str
+    new: str
+    count: int = 1  # how often `old` stands in the file
+
+
+def fault(impl: str, name: str, file: str, old: str, new: str, count: int = 1) -> Fault:
+    return Fault(name, impl, file, old, new, count)
+
+
+FAULTS = [
+    # --- the reference: it must be held to something else than itself
+    fault("reference", "no eps projection", REFERENCE, "_clamp(x0 + _clamp(x + alpha * sign - x0, -eps, eps), lo, hi)", "_clamp(x + alpha * sign, lo, hi)"),
+    fault("reference", "no clip to the box", REFERENCE, "_clamp(x0 + _clamp(x + alpha * sign - x0, -eps, eps), lo, hi)", "x0 + _clamp(x + alpha * sign - x0, -eps, eps)"),
+    fault("reference", "eps over by 5 %", REFERENCE, "_clamp(x + alpha * sign - x0, -eps, eps)", "_clamp(x + alpha * sign - x0, -1.05 * eps, 1.05 * eps)"),
+    fault("reference", "step x0.1", REFERENCE, "x + alpha * sign - x0", "x + 0.1 * alpha * sign - x0"),
+    fault("reference", "descent", REFERENCE, "x + alpha * sign - x0", "x - alpha * sign - x0"),
+    fault("reference", "sign(0) moves", REFERENCE, "torch.where(finite, torch.sign(grad), 0)", "torch.where(finite, torch.where(grad < 0, -1.0, 1.0), 0)"),
+    fault("reference", "non-finite entry moves", REFERENCE, "torch.where(active & finite, stepped, held)", "torch.where(active, stepped, held)"),
+    fault("reference", "non-finite entry not counted", REFERENCE, "nonfinite += (active & ~finite).sum()", "pass"),
+    fault("reference", "l2 step over the batch", REFERENCE, "        size = _size(g, norm)\n        # A sample", "        size = _size(g, norm).square().sum().sqrt().expand(g.shape[0])\n        # A sample"),
+    fault("reference", "no l2 projection", REFERENCE, "_clamp(_to_ball(moved, x0, eps, norm), lo, hi)", "_clamp(moved, lo, hi)"),
+    fault("reference", "l1 rescaled, not projected", REFERENCE, "shrunk = delta.sign() * (delta.abs() - _per_sample(theta, x)).clamp(min=0)", "shrunk = delta * _per_sample(radius / torch.where(size > 0, size, 1.0), x)"),
+    fault("reference", "l2 order ignored", REFERENCE, 'if l2_order == "box-ball-box":', "if False:"),
+    fault("reference", "16 bits rounded to nearest", REFERENCE, "return torch.where(outside & ~crosses, inner, nearest)", "return nearest"),
+    fault("reference", "random start ignored", REFERENCE, "uniform.reshape(x0.shape) * eps", "uniform.reshape(x0.shape) * 0"),
+    fault("reference", "same start for every sample", REFERENCE, "(block, stream, ids & _MASK, (ids >> 32) & _MASK)", "(block, stream, ids * 0, (ids >> 32) & _MASK)"),
+    fault("reference", "l2 start on the sphere", REFERENCE, "factor = own ** (1.0 / max(dim, 1)) / draws", "factor = 1.0 / draws"),
+    # --- the C++ core
+    fault("cpp", "no eps projection", MATH, "return clamp(x0 + clamp(moved - x0, -eps, eps), lo, hi);", "(void)eps; return clamp(x0 + (moved - x0), lo, hi);"),
+    fault("cpp", "no clip to the box", MATH, "return clamp(x0 + clamp(moved - x0, -eps, eps), lo, hi);", "(void)lo; (void)hi; return x0 + clamp(moved - x0, -eps, eps);"),
+    fault("cpp", "eps over by 5 %", MATH, "clamp(moved - x0, -eps, eps)", "clamp(moved - x0, T(-1.05) * eps, T(1.05) * eps)"),
+    fault("cpp", "step x0.1", MATH, "const T moved = x + alpha * sign;", "const T moved = x + T(0.1) * alpha * sign;"),
+    fault("cpp", "descent", MATH, "const T moved = x + alpha * sign;", "const T moved = x - alpha * sign;"),
+    fault("cpp", "sign(0) moves", MATH, "return T(g > 0.0f) - T(g < 0.0f);", "return T(1) - T(2) * T(g < 0.0f);"),
+    fault("cpp", "non-finite entry moves", CPU, "x[i] = finite ? moved : held;", "x[i] = moved; (void)held;"),
+    fault("cpp", "non-finite entry not counted", CPU, "        bad += !finite;\n        const T moved", "        const T moved"),
+    fault("cpp", "mask ignored", CPU, "signs[i] = mask[i] ? signs[i] : not_a_number<T>();", "(void)mask;"),
+    fault("cpp", "l2 step over the batch", CPU, "const Division by = size.norm > 0 ? division(size.norm)", "const Division by = size.norm > 0 ? division(size.norm * sqrt((double)args.batch))"),
+    fault("cpp", "no l2 projection", CPU, "const bool outside = far > radius;", "const bool outside = args.norm == Norm::l1 && far > radius;"),
+    fault("cpp", "l1 rescaled, not projected", CPU, "return {theta, left > radius ? radius / left : 1.0};", "(void)left; return {0.0, radius / total};"),
+    fault("cpp", "l2 order ignored", CPU, "if (args.box_first)", "if (false)"),
+    fault("cpp", "16 bits rounded to nearest", MATH, "return (outside & !crosses) ? inner : nearest;", "(void)outside; (void)crosses; (void)inner; return nearest;"),
+    fault("cpp", "l2 sum rounded away from x0", MATH, "return far > limit ? neighbour(z, moved < T(0)) : z;", "(void)far; (void)limit; return z;"),
+    fault("cpp", "random start ignored", MATH, "static_cast<T>(symmetric_uniform(word)) * eps", "static_cast<T>(symmetric_uniform(word)) * T(0) * eps"),
+    fault("cpp", "same start for every sample", CPU, "return args.sample_ids ? args.sample_ids[sample] : sample;", "return sample * 0;"),
+    fault("cpp", "layout changes the draws", CPU, "(logical % shape.spatial) * shape.channels + logical / shape.spatial", "logical"),
+    # --- Triton
+    fault("triton", "no eps projection", TRITON, "moved = _clamp(centre + _clamp(moved - centre, radius * -1.0, radius), low, high)", "moved = _clamp(moved, low, high)"),
+    fault("triton", "no clip to the box", TRITON, "moved = _clamp(centre + _clamp(moved - centre, radius * -1.0, radius), low, high)", "moved = centre + _clamp(moved - centre, radius * -1.0, radius)"),
+    fault("triton", "eps over by 5 %", TRITON, "_clamp(moved - centre, radius * -1.0, radius)", "_clamp(moved - centre, radius * -1.05, radius * 1.05)"),
+    fault("triton", "step x0.1", TRITON, "moved = old + step *", "moved = old + 0.1 * step *"),
+    fault("triton", "descent", TRITON, "moved = old + step *", "moved = old - step *"),
+    fault("triton", "sign(0) moves", TRITON, "tl.where(g > 0, 1.0, tl.where(g < 0, -1.0, 0.0))", "tl.where(g < 0, -1.0, 1.0)"),
+    fault("triton", "non-finite entry moves", TRITON, "new = tl.where(good, moved, held)", "new = moved"),
+    fault("triton", "non-finite entry not counted", TRITON, "(active & (finite == 0)).to(tl.int32)", "(active & (finite == 2)).to(tl.int32)"),
+    fault("triton", "mask ignored", TRITON, "(tl.load(pointer + place, mask=active, other=0) != 0)", "(tl.load(pointer + place, mask=active, other=0) != 2)"),
+    fault("triton", "l2 step over the batch", TRITON, "_split(tl.where(moves, size, 1.0))", "_split(tl.where(moves, size * 1.7, 1.0))"),
+    fault("triton", "no l2 projection", TRITON, "outside = far > radius.to(tl.float64)", "outside = (far > radius.to(tl.float64)) & L1"),
+    fault("triton", "l1 rescaled, not projected", TRITON, "shrunk = tl.maximum(tl.abs(d) - theta, 0.0) * scale", "shrunk = tl.abs(d) * (radius / far)"),
+    fault("triton", "l2 order ignored", TRITON, "if (flags >> _BOX_FIRST) & 1 != 0:", "if (flags >> _BOX_FIRST) & 1 == 2:"),
+    fault("triton", "16 bits rounded to nearest", TRITON, "return tl.where(outside & (crosses == 0) & toward, inner, nearest)", "return nearest"),
+    fault("triton", "l2 sum rounded away from x0", TRITON, "return tl.where(tl.abs(moved) > tl.abs(delta), inner.to(tl.float32, bitcast=True), z)", "return z"),
+    fault("triton", "random start ignored", TRITON, "return draw * 5.9604644775390625e-08", "return draw * 0.0"),
+    # --- PGDAttack
+    fault("attack", "stale gradient", ENGINE, "            gradient = input_gradient(logits, model_input, loss, sixteen_bit)", '            gradient = stale if (stale := locals().get("gradient")) is not None else input_gradient(logits, model_input, loss, sixteen_bit)'),
+    fault("attack", "descent", ATTACK, "return -value if self.targeted else value", "return value if self.targeted else -value"),
+    fault("attack", "targeted ignored", ATTACK, "return -value if self.targeted else value", "return value"),
+    fault("attack", "random start ignored", ATTACK, "        if not self.random_start:\n            return x0.clone()", "        if True:\n            return x0.clone()"),
+    fault("attack", "zero steps", ENGINE, "for _ in range(steps):", "for _ in range(0):"),
+    fault("attack", "one step fewer", ENGINE, "for _ in range(steps):", "for _ in range(steps - 1):"),
+    fault("attack", "clean images returned", ATTACK, "best, rank = (x, found)", "best, rank = (x0.clone(), found)"),
+    fault("attack", "random direction", ENGINE, "_in_layout_of(x, gradient),", "_in_layout_of(x, torch.randn_like(gradient)),"),
+    fault("attack", "alpha x0.1", ATTACK, "alpha=alpha,", "alpha=alpha * 0.1,"),
+    fault("attack", "default alpha is eps / 10", ATTACK, "alpha = eps / 4 if", "alpha = eps / 10 if"),
+    fault("attack", "last restart kept", ATTACK, "pick = better.reshape", "better = torch.ones_like(better)\n    pick = better.reshape"),
+    fault("attack", "restarts ranked by loss alone", ATTACK, "better = (success & ~old_success) | ((success == old_success) & (value > old_value))", "better = value > old_value"),
+    fault("attack", "restarts share a start", ATTACK, "offset=restart,", "offset=0,"),
+    fault("attack", "modes not restored", STATE, "            module.training = training", "            pass"),
+    fault("attack", "children flipped by train()", STATE, "            module.training = training", "            module.train(training)"),
+    fault("attack", "buffers not restored", STATE, "buffer.copy_(values)", "pass"),
+    fault("attack", "crafts in train mode", STATE, "                model.eval()", "                pass"),
+    fault("attack", "weight gradients computed", ENGINE, "    (gradient,) = torch.autograd.grad(loss(logits).sum(), model_input)\n    return gradient", "    loss(logits).sum().backward()\n    return model_input.grad"),
+    fault("attack", "no grad mode", ATTACK, "stack.enter_context(torch.enable_grad())", "pass"),
+    fault("attack", "outer autocast reaches the model", ATTACK, 'self.precision != "fp32"', 'self.precision != "fp32" or torch.is_autocast_enabled("cpu")', 2),
+    fault("attack", "16-bit gradient not rescaled", ENGINE, "(gradient * scale).to(logits.dtype)", "gradient.to(logits.dtype)"),
+    fault("attack", "16-bit result rounded to nearest", ATTACK, "best = self._narrow(best, x0, images.dtype, eps, norm)", "best = best.to(images.dtype)"),
+    fault("attack", "labels not checked", CHECKS, "if first < 0 or last >= classes:", "if False:"),
+    fault("attack", "images not checked", CHECKS, "if values[2] or values[3]:", "if False:"),
+    fault("attack", "sample ids ignored", ATTACK, "sample_ids=sample_ids,", "sample_ids=None,"),
+]  # fmt: skip

@@ -1,0 +1,143 @@
+"""Puts each fault into a copy of the sources and checks that the ordinary tests turn red.
+
+python tests/mutants/run.py [--only REGEX] [--out FILE.csv] [--list]
+
+The copy is built (C++ faults), the unchanged copy must pass, and each fault must make a test fail. Exits with 1 if a
+fault survives. All of them take about half an hour on 2 cores; CI runs a handful.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.mutants.faults import FAULTS, Fault  # noqa: E402
+
+KERNEL_TESTS = ["tests/kernels/test_pgd.py"]
+ATTACK_TESTS = ["tests/attacks"]
+
+
+def copy_sources(target: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
+def build(copy: Path) -> None:
+    """The copy's own CPU core, next to its sources."""
+    import pybind11
+
+    cache = copy / "build"
+    if not cache.exists():
+        subprocess.run(
+            ["cmake", "-S", str(copy), "-B", str(cache), "-DADVFAST_PYTHON=ON", "-DADVFAST_TESTS=OFF",
+             "-DADVFAST_CUDA=off", f"-DPython_EXECUTABLE={sys.executable}",
+             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={copy / 'advfast'}"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    subprocess.run(["cmake", "--build", str(cache), "-j", "2"], check=True, capture_output=True)
+
+
+def run_tests(copy: Path, impl: str) -> tuple[bool, str]:
+    """(all passed, the first failure)."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    tests = ATTACK_TESTS if impl == "attack" else KERNEL_TESTS
+    if impl != "attack":
+        environment["ADVFAST_TEST_IMPL"] = impl
+    if impl == "triton":
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "--hypothesis-profile=quick",
+         "-p", "no:cacheprovider", *tests],
+        cwd=copy, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest could not run ({done.returncode}):\n{done.stdout}{done.stderr}")
+    failure = re.search(r"FAILED \S*?([\w.]+::\S+)", done.stdout)
+    return done.returncode == 0, failure.group(1) if failure else ""
+
+
+def apply(copy: Path, fault: Fault) -> str:
+    """Puts the fault in; returns the file as it was."""
+    path = copy / fault.file
+    before = path.read_text()
+    found = before.count(fault.old)
+    if found != fault.count:
+        raise SystemExit(
+            f"{fault.impl}: {fault.name}: expected {fault.count} of {fault.old!r} in {fault.file}, "
+            f"found {found}: the source has moved on; mend tests/mutants/faults.py"
+        )
+    path.write_text(before.replace(fault.old, fault.new))
+    return before
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="regular expression on 'impl: name'")
+    parser.add_argument("--out", type=Path, help="CSV of fault, verdict and the test that noticed")
+    parser.add_argument("--list", action="store_true", help="print the faults and stop")
+    options = parser.parse_args()
+    chosen = [f for f in FAULTS if re.search(options.only, f"{f.impl}: {f.name}")]
+    if options.list or not chosen:
+        print("\n".join(f"{f.impl}: {f.name}" for f in FAULTS))
+        return 0 if options.list else 2
+    rows, survivors = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        copy_sources(copy)
+        for fault in chosen:  # all fit the sources before any work is done
+            (copy / fault.file).write_text(apply(copy, fault))
+        build(copy)
+        for impl in dict.fromkeys(f.impl for f in chosen):
+            passed, failure = run_tests(copy, impl)
+            if not passed:
+                raise SystemExit(f"the unchanged sources fail: {failure} ({impl})")
+        for fault in chosen:
+            started = time.monotonic()
+            before = apply(copy, fault)
+            if fault.file.startswith("csrc/"):
+                build(copy)
+            passed, failure = run_tests(copy, fault.impl)
+            (copy / fault.file).write_text(before)
+            if fault.file.startswith("csrc/"):
+                build(copy)
+            verdict = "SURVIVED" if passed else "noticed"
+            if passed:
+                survivors.append(fault)
+            seconds = time.monotonic() - started
+            print(
+                f"{verdict:9} {fault.impl}: {fault.name:35} {failure} ({seconds:.0f} s)", flush=True
+            )
+            rows.append(
+                {"impl": fault.impl, "fault": fault.name, "verdict": verdict, "noticed_by": failure}
+            )
+    if options.out:
+        with options.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+    print(f"{len(rows) - len(survivors)} of {len(rows)} faults noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

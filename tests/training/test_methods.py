@@ -1,0 +1,72 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advfast.training import methods
+from advfast.training.methods import pgd_at
+
+SETTINGS = methods.Settings(eps=0.1, alpha=None, steps=3, norm="linf", bn="eval")
+
+
+@pytest.fixture
+def batch():
+    return torch.rand(16, 1, 8, 8), torch.arange(16) % 3
+
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def test_standard_is_cross_entropy_on_the_images(batch):
+    model = network()
+    loss, logits = methods.make("standard", model, SETTINGS)(*batch)
+    expected = F.cross_entropy(network_logits := model(batch[0]), batch[1])
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(logits, network_logits)
+
+
+def test_pgd_at_trains_on_harder_images_inside_the_ball(batch, monkeypatch):
+    seen = []
+
+    class Spy(pgd_at.PGDAttack):
+        def __call__(self, *args, **kwargs):
+            seen.append(super().__call__(*args, **kwargs))
+            return seen[-1]
+
+    monkeypatch.setattr(pgd_at, "PGDAttack", Spy)
+    model = network()
+    images, labels = batch
+    loss, logits = methods.make("pgd-at", model, SETTINGS)(images, labels)
+    (adversarial,) = seen
+    assert 0.09 < (adversarial - images).abs().max() <= 0.1 + 1e-7
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    torch.testing.assert_close(loss, F.cross_entropy(model(adversarial), labels))
+    assert loss > F.cross_entropy(model(images), labels)
+    assert loss.requires_grad
+    assert logits.shape == (16, 3)
+
+
+@pytest.mark.parametrize(("bn", "updates"), [("eval", 1), ("train", 1), ("train-update", 4)])
+def test_pgd_at_batch_norm_policy(batch, bn, updates):
+    model = network()
+    methods.make("pgd-at", model, SETTINGS._replace(bn=bn))(*batch)
+    assert (
+        model[2].num_batches_tracked == updates
+    )  # one for the weights; train-update: 3 steps more
+    assert model.training
+
+
+@pytest.mark.parametrize("name", ["pgd-at", "standard"])
+def test_weight_gradient_is_that_of_the_loss_alone(batch, name):
+    model = network()
+    step = methods.make(name, model, SETTINGS)(*batch)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    step.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_unknown_method():
+    with pytest.raises(ValueError, match="did you mean 'standard'"):
+        methods.make("standart", network(), SETTINGS)

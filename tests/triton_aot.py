@@ -1,0 +1,218 @@
+"""Compiles every Triton specialisation that a launcher can ask for, for GPUs that need not be there.
+
+    python tests/triton_aot.py [--archs 80,90,100] [--jobs 2] [--out FILE.csv]
+
+For each: it compiles, it does not spill, and the linf kernels have no contracted multiply-add (their
+results would differ in the last bit) and move 16 bytes at once where the launcher found alignment.
+The launchers are run too, with the launch itself replaced, to see that Triton would derive from
+their arguments exactly what is compiled here. Exits with 1 on any failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+if os.environ.get("TRITON_INTERPRET", "0") == "1":
+    sys.exit("triton_aot.py compiles: unset TRITON_INTERPRET")
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from advfast.kernels.pgd import triton as pgd
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float64: "*fp64",
+}
+FIELDS = ("kernel", "grad", "constant", "value", "arch", "registers", "spilled_bytes", "stack_bytes",
+          "shared_bytes", "ptx_bytes", "cubin_bytes", "loads_16_bytes", "stores_16_bytes", "seconds",
+          "failures")  # fmt: skip
+
+
+def signature(spec: pgd.Specialisation) -> dict[str, str]:
+    """The type of each parameter."""
+    pointers = {"x": "*fp32", "x0": "*fp32", "out": "*i16", "grad": POINTERS.get(spec.grad)}
+    return {
+        p.name: "constexpr" if p.is_constexpr else p.annotation_type or pointers[p.name]
+        for p in pgd.KERNELS[spec.kernel][0].params
+    }
+
+
+def multiples(spec: pgd.Specialisation) -> list[str]:
+    """The parameters that are known to be multiples of 16."""
+    return list(pgd.ALIGNED) if spec.kernel.endswith("-aligned") else []
+
+
+def compiled(spec: pgd.Specialisation, arch: int) -> Any:
+    kernel = pgd.KERNELS[spec.kernel][0]
+    attrs = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples(spec)}
+    source = ASTSource(kernel, signature(spec), constexprs=spec.constants(), attrs=attrs)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=spec.options())
+
+
+def tool(name: str) -> str | None:
+    """A CUDA binary tool: Triton's wheel brings one, a toolkit another."""
+    own = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(own) if own.exists() else shutil.which(name)
+
+
+def dump(cubin: bytes, option: str) -> str | None:
+    """Output of cuobjdump, or None where there is none."""
+    program = tool("cuobjdump")
+    if program is None:
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        result = subprocess.run([program, option, file.name], capture_output=True, text=True)
+    return result.stdout if result.returncode == 0 else None
+
+
+def usage(cubin: bytes, what: str) -> int | None:
+    found = re.search(rf"{what}:(\d+)", dump(cubin, "-res-usage") or "")
+    return int(found.group(1)) if found else None
+
+
+def failures(spec: pgd.Specialisation, row: dict[str, Any], ptx: str, cubin: bytes) -> list[str]:
+    found = []
+    if row["spilled_bytes"]:
+        found.append("spills registers")
+    if spec.kernel.startswith("linf") or (spec.constant, spec.value) == ("NORM", 0):
+        if re.search(r"\bfma\.rn(\.ftz)?\.f32", ptx):
+            found.append("fma.rn.f32 in the PTX")
+        if not re.search(r"\bmul\.rn\.f32|\bmul\.f32", ptx):
+            found.append("no multiplication found in the PTX: the check above sees nothing")
+        if "FFMA" in (dump(cubin, "-sass") or ""):
+            found.append("FFMA in the machine code")
+    if spec.kernel.endswith("-aligned"):
+        # A thread has four elements: 16 bytes of x and x0, and of a gradient that is not 16-bit.
+        if row["loads_16_bytes"] < (2 if spec.grad.itemsize == 2 else 3):
+            found.append("16-byte loads missing")
+        if row["stores_16_bytes"] < 2:
+            found.append("16-byte stores missing")
+    return found
+
+
+def measure(task: tuple[pgd.Specialisation, int]) -> dict[str, Any]:
+    spec, arch = task
+    begin = time.perf_counter()
+    grad = "" if spec.grad is None else str(spec.grad).removeprefix("torch.")
+    row: dict[str, Any] = {"kernel": spec.kernel, "grad": grad, "constant": spec.constant}
+    row |= {"value": spec.value, "arch": arch}
+    try:
+        kernel = compiled(spec, arch)
+        ptx, cubin = kernel.asm["ptx"], kernel.asm["cubin"]
+        row |= {
+            "registers": usage(cubin, "REG"),
+            "spilled_bytes": usage(cubin, "LOCAL"),
+            "stack_bytes": usage(cubin, "STACK"),
+            "shared_bytes": kernel.metadata.shared,
+            "ptx_bytes": len(ptx),
+            "cubin_bytes": len(cubin),
+            "loads_16_bytes": len(re.findall(r"ld\.global\S*\.(?:v4\.[bf]32|v2\.[bf]64)", ptx)),
+            "stores_16_bytes": len(re.findall(r"st\.global\S*\.(?:v4\.[bf]32|v2\.[bf]64)", ptx)),
+        }
+        row["failures"] = "; ".join(failures(spec, row, ptx, cubin))
+    except Exception as error:  # every specialisation gets its row
+        row["failures"] = f"{type(error).__name__}: ...{str(error)[-300:]}".replace("\n", " ")
+    return row | {"seconds": round(time.perf_counter() - begin, 1)}
+
+
+def requests() -> list[tuple[pgd.Specialisation, tuple]]:
+    """What the launchers ask for, over inputs that reach every specialisation."""
+    found: list[tuple[pgd.Specialisation, tuple]] = []
+    launch, pgd._launch = pgd._launch, lambda spec, grid, x, args: found.append((spec, args))
+    try:
+        for dtype, norm, n, first in itertools.product(
+            POINTERS, ("linf", "l2", "l1"), (32, 5), (0, 1)
+        ):
+            x, grad, x0, out = (torch.zeros(n + 1, dtype=d)[first : n + first].reshape(1, n, 1, 1)
+                                for d in (torch.float32, dtype, torch.float32, dtype))  # fmt: skip
+            for mask, alpha in ((None, 0.1), (x > 0, 0.1), (None, torch.ones(1, n, 1, 1))):
+                pgd.pgd_step_(
+                    x, grad, x0, alpha=alpha, eps=1.0, lo=0.0, hi=1.0, norm=norm, mask=mask,
+                    l2_order="ball-box", out=out, scale=None, shift=None, nonfinite=None,
+                )  # fmt: skip
+        x, seed = torch.zeros(2, 3), torch.ones(1, dtype=torch.int64)
+        for norm, offset in itertools.product(("linf", "l2", "l1"), (0, 1, 16, 2**32 - 1)):
+            pgd.random_start(
+                x, eps=1.0, lo=0.0, hi=1.0, norm=norm, seed=seed, offset=offset, sample_ids=None
+            )
+    finally:
+        pgd._launch = launch
+    return found
+
+
+def mismatches() -> list[str]:
+    """Where Triton's own derivation from the launcher's arguments is not what is compiled here."""
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    asked, wrong = requests(), []
+    for spec in set(pgd.specialisations()) ^ {spec for spec, _ in asked}:
+        wrong.append(f"{spec} is either not listed or never asked for")
+    for spec, args in asked:
+        kernel = pgd.KERNELS[spec.kernel][0]
+        binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+        derived = binder(*args, **spec.constants())[1]
+        types = [kind for kind, _ in derived]
+        aligned = [p.name for p, (kind, value) in zip(kernel.params, derived, strict=True)
+                   if kind != "constexpr" and value]  # fmt: skip
+        if types != list(signature(spec).values()) or aligned != multiples(spec):
+            wrong.append(f"{spec}: Triton derives {types} and multiples of 16 {aligned}")
+    return sorted(set(wrong))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archs", default="80,90,100", help="compute capabilities, default all")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, default 2")
+    parser.add_argument("--out", type=Path, help="CSV file for the table")
+    options = parser.parse_args()
+    archs = [int(arch) for arch in options.archs.split(",")]
+    begin = time.perf_counter()
+    wrong = mismatches()
+    tasks = list(itertools.product(pgd.specialisations(), archs))
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        rows = list(pool.map(measure, tasks))
+
+    print(f"triton {triton.__version__}, {len(tasks)} compilations")
+    if tool("cuobjdump") is None:
+        print("no cuobjdump: registers, spills and machine code are not checked, the PTX is")
+    columns = FIELDS[:-2]
+    widths = [max(len(c), *(len(str(row.get(c, ""))) for row in rows)) for c in columns]
+    for row in ({c: c for c in columns}, *rows):
+        cells = [str("-" if row.get(c) is None else row[c]) for c in columns]
+        print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+    if options.out:
+        with options.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+    for row in rows:
+        if row["failures"]:
+            where = f"{row['kernel']} {row['grad']} {row['constant']}={row['value']}"
+            wrong.append(f"{where} sm_{row['arch']}: {row['failures']}")
+    print(*(f"FAILED {line}" for line in wrong), sep="\n")
+    print(f"{len(wrong)} failures, {time.perf_counter() - begin:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
