@@ -31,18 +31,18 @@ struct Operand {
 
 // One PGD step, in place on x. grad == nullptr: only the projection (project_).
 struct PgdStepArgs {
-    void* x = nullptr;             // [B, D] in/out
-    const void* grad = nullptr;    // [B, D] in the layout of x; null: project only
-    const void* x0 = nullptr;      // [B, D] centre of the ball, in the layout of x
-    void* out = nullptr;           // [B, D] in out_layout, next model input; may be null
-    int64_t* nonfinite = nullptr;  // [1] incremented by the number of non-finite gradient entries; may be null
-    void* scratch = nullptr;       // CUDA, l2 and l1: pgd_scratch_bytes() bytes; null elsewhere
+    void* x = nullptr;            // [B, D] in/out
+    const void* grad = nullptr;   // [B, D] in the layout of x; null: project only
+    const void* x0 = nullptr;     // [B, D] centre of the ball, in the layout of x
+    void* out = nullptr;          // [B, D] in out_layout, next model input; may be null
+    int64_t* nonfinite = nullptr; // [1] incremented by the number of non-finite gradient entries; may be null
+    void* scratch = nullptr;      // CUDA, l2 and l1: pgd_scratch_bytes() bytes; null elsewhere
     int64_t batch = 0, channels = 1, spatial = 1;
     Layout layout = Layout::nchw, out_layout = Layout::nchw;
     DType x_dtype = DType::f32, grad_dtype = DType::f32, out_dtype = DType::f32;
     Norm norm = Norm::linf;
-    bool box_first = false;        // l2, l1: clamp to the box inside the step too ("box-ball-box")
-    bool affine = false;           // out = (x - shift) * scale, rounded to nearest; else rounded toward x0
+    bool box_first = false; // l2, l1: clamp to the box inside the step too ("box-ball-box")
+    bool affine = false;    // out = (x - shift) * scale, rounded to nearest; else rounded toward x0
     Operand alpha, eps, lo, hi, mask, scale, shift;
 };
 void pgd_step_cpu(const PgdStepArgs& args, int threads);
@@ -57,7 +57,7 @@ struct RandomStartArgs {
     const int64_t* seed = nullptr;       // [1], on the device of x: replay-safe
     const int64_t* sample_ids = nullptr; // [B]; null: 0 .. B-1
     int64_t batch = 0, channels = 1, spatial = 1;
-    uint32_t offset = 0;                 // stream number, e.g. the restart
+    uint32_t offset = 0; // stream number, e.g. the restart
     Layout layout = Layout::nchw;
     DType dtype = DType::f32;
     Norm norm = Norm::linf;

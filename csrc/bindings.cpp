@@ -85,9 +85,8 @@ template <class Args, class... Rest> py::cpp_function on_cpu(Args (*build)(Rest.
 // The GIL is kept: a launch takes microseconds.
 template <class Args, class... Rest>
 py::cpp_function on_cuda(Args (*build)(Rest...), void (*run)(const Args&, int, void*)) {
-    return py::cpp_function([build, run](int device, Address stream, Rest... rest) {
-        run(build(rest...), device, pointer<void>(stream));
-    });
+    return py::cpp_function(
+        [build, run](int device, Address stream, Rest... rest) { run(build(rest...), device, pointer<void>(stream)); });
 }
 #endif
 

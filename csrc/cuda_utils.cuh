@@ -71,12 +71,8 @@ ADVFAST_DEVICE unsigned char* dynamic_shared() {
 }
 ADVFAST_DEVICE void check_access(const void*, int) {} // the GPU itself faults
 #else
-inline unsigned char* dynamic_shared() {
-    return emulator::shared_memory();
-}
-inline void check_access(const void* at, int bytes) {
-    emulator::check_access(at, bytes);
-}
+inline unsigned char* dynamic_shared() { return emulator::shared_memory(); }
+inline void check_access(const void* at, int bytes) { emulator::check_access(at, bytes); }
 #endif
 
 // N values as accesses of up to 16 bytes. `at` must be aligned to that size.
@@ -111,9 +107,7 @@ template <class T, int N> ADVFAST_DEVICE void store_values(T* at, const T (&valu
     }
 }
 
-inline bool aligned(const void* pointer, size_t bytes) {
-    return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
+inline bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 // a / b of numbers >= 0. A 64-bit division takes about a hundred instructions, a 32-bit one twenty.
 ADVFAST_DEVICE int64_t divide(int64_t a, int64_t b) {

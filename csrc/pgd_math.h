@@ -84,8 +84,8 @@ template <class T> ADVFAST_HD T linf_start(T x0, uint32_t word, T eps, T lo, T h
 constexpr uint32_t kSampleBlock = 0xFFFFFFFFu;
 ADVFAST_HD Words start_words(uint32_t block, uint32_t offset, int64_t sample_id, int64_t seed) {
     const uint64_t id = static_cast<uint64_t>(sample_id), key = static_cast<uint64_t>(seed);
-    return philox(block, offset, static_cast<uint32_t>(id), static_cast<uint32_t>(id >> 32),
-                  static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32));
+    return philox(block, offset, static_cast<uint32_t>(id), static_cast<uint32_t>(id >> 32), static_cast<uint32_t>(key),
+                  static_cast<uint32_t>(key >> 32));
 }
 
 } // namespace advfast

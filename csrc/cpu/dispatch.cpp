@@ -95,7 +95,7 @@ void parallel_for(int64_t units, int threads, const std::function<void(int, int6
     const auto run = [&](int part) { body(part, units * part / parts, units * (part + 1) / parts); };
 #if defined(_OPENMP)
     // The runtime that torch has loaded already, so its waiting threads are used and not competed with.
-#pragma omp parallel for num_threads(static_cast <int>(parts)) schedule(static, 1)
+#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
     for (int part = 0; part < static_cast<int>(parts); ++part)
         run(part);
 #else

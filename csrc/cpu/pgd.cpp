@@ -1,102 +1,17 @@
-// The pgd family on the CPU. Compiled once for each instruction set (see isa.h): nothing here may be shared between
-// those, so there are no standard containers and everything but the two entry points has internal linkage.
+// pgd_step_ and project_ on the CPU. Compiled once for each instruction set (see isa.h).
 //
 // A chunk of values goes through a few simple loops (gradient to sign, step, next model input) while it lies in the
 // first-level cache: one pass over memory without a kernel for every combination of dtypes and operands.
 
-#include "isa.h"
+#include "operands.h"
 
 #include "../pgd_math.h"
 
 #include <math.h>
-#include <string.h>
 
 namespace advfast {
 namespace ADVFAST_ISA {
 namespace {
-
-template <class T> struct Types {};
-
-// Calls f(Types<T>{}) with the C++ type of a dtype tag.
-template <class F> void with_dtype(DType dtype, F f) {
-    switch (dtype) {
-    case DType::f32:
-        return f(Types<float>{});
-    case DType::f64:
-        return f(Types<double>{});
-    case DType::f16:
-        return f(Types<f16>{});
-    case DType::bf16:
-        return f(Types<bf16>{});
-    }
-}
-
-struct Shape {
-    int64_t channels, spatial;
-    Layout layout;
-    int64_t dim() const { return channels * spatial; }
-    int64_t channel_of(int64_t i) const { return layout == Layout::nchw ? i / spatial : i % channels; }
-};
-
-// The values of an operand over [start, start + n) of one sample: one number, or one per element.
-template <class T> struct Values {
-    T buffer[kChunk];
-    const T* each; // null: `one` everywhere
-    T one;
-
-    void load(const Operand& op, const Shape& shape, int64_t sample, int64_t start, int64_t n) {
-        const T* data = static_cast<const T*>(op.data);
-        each = nullptr;
-        switch (op.mode) {
-        case Mode::value:
-            one = static_cast<T>(op.value);
-            return;
-        case Mode::scalar:
-            one = data[0];
-            return;
-        case Mode::sample:
-            one = data[sample];
-            return;
-        case Mode::full:
-            each = data + sample * shape.dim() + start;
-            return;
-        case Mode::channel:
-            break;
-        }
-        int64_t channel = shape.channel_of(start);
-        if (shape.layout == Layout::nchw) {
-            int64_t left = shape.spatial - start % shape.spatial;
-            if (left >= n) {
-                one = data[channel];
-                return;
-            }
-            for (int64_t i = 0; i < n; ++i) {
-                if (left == 0) {
-                    ++channel;
-                    left = shape.spatial;
-                }
-                buffer[i] = data[channel];
-                --left;
-            }
-        } else {
-            for (int64_t i = 0; i < n; ++i) {
-                buffer[i] = data[channel];
-                channel = channel + 1 == shape.channels ? 0 : channel + 1;
-            }
-        }
-        each = buffer;
-    }
-
-    // One value per element even where it is the same everywhere.
-    const T* expanded(int64_t n) {
-        if (!each) {
-            for (int64_t i = 0; i < n; ++i)
-                buffer[i] = one;
-            each = buffer;
-        }
-        return each;
-    }
-};
 
 template <class T> T not_a_number() { return static_cast<T>(__builtin_nanf("")); }
 
@@ -136,9 +51,8 @@ int64_t linf_step_plain(T* x, const G* grad, const T* x0, int64_t n, T alpha, T 
     }
     return bad;
 }
-template <class T>
-void linf_step_each(T* x, const T* x0, const T* signs, int64_t n, const T* alpha, const T* eps, const T* lo,
-                    const T* hi) {
+template <class T> void linf_step_each(T* x, const T* x0, const T* signs, int64_t n, const T* alpha, const T* eps,
+                                       const T* lo, const T* hi) {
     for (int64_t i = 0; i < n; ++i) {
         const T moved = linf_step(x[i], x0[i], signs[i], alpha[i], eps[i], lo[i], hi[i]);
         const T held = linf_hold(x[i], x0[i], eps[i], lo[i], hi[i]);
@@ -227,8 +141,7 @@ template <class T> struct Step {
         eps.load(args.eps, shape, sample, start, n);
         lo.load(args.lo, shape, sample, start, n);
         hi.load(args.hi, shape, sample, start, n);
-        const bool plain =
-            args.grad && !args.mask.data && !alpha.each && !eps.each && !lo.each && !hi.each;
+        const bool plain = args.grad && !args.mask.data && !alpha.each && !eps.each && !lo.each && !hi.each;
         int64_t bad = 0;
         if (plain)
             with_dtype(args.grad_dtype, [&](auto tag) { bad = linf_plain(tag, sample, start, n); });
@@ -383,8 +296,7 @@ template <class T> struct Step {
         const double power = ldexp(1.0, exponent);
         return {1.0 / power, static_cast<T>(power / norm)};
     }
-    template <class G>
-    void plain_direction(Types<G>, const Division& by, int64_t sample, int64_t start, int64_t n) {
+    template <class G> void plain_direction(Types<G>, const Division& by, int64_t sample, int64_t start, int64_t n) {
         const G* g = static_cast<const G*>(args.grad) + sample * dim + start;
         const T shift = static_cast<T>(by.shift);
         for (int64_t i = 0; i < n; ++i)
@@ -475,9 +387,9 @@ template <class T> struct Step {
                 const double d = distance(x[i], x0[i]);
                 return d > theta ? d : 0.0;
             });
-            const int64_t left = static_cast<int64_t>(
-                sum_of(dim, [=](int64_t i) { return distance(x[i], x0[i]) > theta ? 1.0 : 0.0; }));
-            if (left == 0 || left == count)
+            const int64_t left =
+                static_cast<int64_t>(sum_of(dim, [=](int64_t i) { return distance(x[i], x0[i]) > theta ? 1.0 : 0.0; }));
+            if (left == 0 || left >= count)
                 break;
             count = left;
             theta = (sum - radius) / static_cast<double>(count);
@@ -521,130 +433,6 @@ template <class T> int64_t step_units(const PgdStepArgs& args, Range units) {
     return bad;
 }
 
-// --- random start ---------------------------------------------------------------------------------------------------
-
-constexpr double kTwoPi = 6.283185307179586;
-
-// Four logical elements: Box-Muller pairs for l2, signed exponentials for l1.
-inline void ball_draws(Norm norm, const uint32_t* words, double draws[4]) {
-    if (norm == Norm::l2) {
-        for (int pair = 0; pair < 2; ++pair) {
-            const double radius = sqrt(-2.0 * log(static_cast<double>(open_uniform(words[2 * pair]))));
-            const double angle = kTwoPi * static_cast<double>(open_uniform(words[2 * pair + 1]));
-            draws[2 * pair] = radius * cos(angle);
-            draws[2 * pair + 1] = radius * sin(angle);
-        }
-    } else {
-        for (int i = 0; i < 4; ++i) {
-            const double size = -log(static_cast<double>(open_uniform(words[i])));
-            draws[i] = words[i] & 1u ? size : -size;
-        }
-    }
-}
-
-template <class T> struct Start {
-    const RandomStartArgs& args;
-    Shape shape;
-    int64_t dim;
-    Values<T> eps, lo, hi;
-    uint32_t words[kChunk];
-
-    explicit Start(const RandomStartArgs& a) : args(a), shape{a.channels, a.spatial, a.layout}, dim(shape.dim()) {}
-
-    // Draws are numbered in NCHW order, so that the layout does not change them.
-    int64_t position(int64_t logical) const {
-        return args.layout == Layout::nchw ? logical
-                                           : (logical % shape.spatial) * shape.channels + logical / shape.spatial;
-    }
-    int64_t id(int64_t sample) const { return args.sample_ids ? args.sample_ids[sample] : sample; }
-
-    void draw(int64_t sample, int64_t start, int64_t n) {
-        const int64_t number = id(sample), seed = args.seed[0];
-        const uint32_t first = static_cast<uint32_t>(start / 4), offset = args.offset;
-        for (uint32_t block = 0; block < static_cast<uint32_t>((n + 3) / 4); ++block) {
-            const Words drawn = start_words(first + block, offset, number, seed);
-            for (int i = 0; i < 4; ++i)
-                words[4 * block + i] = drawn.w[i];
-        }
-    }
-    template <class F> void chunks(int64_t sample, F f) {
-        for (int64_t start = 0; start < dim; start += kChunk) {
-            const int64_t n = dim - start < kChunk ? dim - start : kChunk;
-            draw(sample, start, n);
-            f(start, n);
-        }
-    }
-    void load_operands(int64_t sample, int64_t start, int64_t n) {
-        eps.load(args.eps, shape, sample, start, n);
-        lo.load(args.lo, shape, sample, start, n);
-        hi.load(args.hi, shape, sample, start, n);
-        eps.expanded(n);
-        lo.expanded(n);
-        hi.expanded(n);
-    }
-
-    void linf(int64_t sample) {
-        T* x = static_cast<T*>(args.x) + sample * dim;
-        const T* x0 = static_cast<const T*>(args.x0) + sample * dim;
-        chunks(sample, [&](int64_t start, int64_t n) {
-            if (args.layout == Layout::nchw) {
-                load_operands(sample, start, n);
-                for (int64_t i = 0; i < n; ++i)
-                    x[start + i] = linf_start(x0[start + i], words[i], eps.each[i], lo.each[i], hi.each[i]);
-                return;
-            }
-            for (int64_t i = 0; i < n; ++i) {
-                const int64_t at = position(start + i);
-                load_operands(sample, at, 1);
-                x[at] = linf_start(x0[at], words[i], eps.each[0], lo.each[0], hi.each[0]);
-            }
-        });
-    }
-
-    void ball(int64_t sample) {
-        T* x = static_cast<T*>(args.x) + sample * dim;
-        const T* x0 = static_cast<const T*>(args.x0) + sample * dim;
-        double sum = 0, draws[4];
-        // The draws wait in x for their norm.
-        chunks(sample, [&](int64_t start, int64_t n) {
-            for (int64_t first = 0; first < n; first += 4) {
-                ball_draws(args.norm, words + first, draws);
-                for (int64_t i = 0; i < 4 && first + i < n; ++i) {
-                    x[position(start + first + i)] = static_cast<T>(draws[i]);
-                    sum += args.norm == Norm::l2 ? draws[i] * draws[i] : fabs(draws[i]);
-                }
-            }
-        });
-        eps.load(args.eps, shape, sample, 0, 1);
-        const double radius = static_cast<double>(*eps.expanded(1));
-        const Words own = start_words(kSampleBlock, args.offset, id(sample), args.seed[0]);
-        const double u = static_cast<double>(open_uniform(own.w[0]));
-        // l2: a direction and radius eps * u^(1/D). l1: D of D + 1 normalised exponentials.
-        const double factor = args.norm == Norm::l2 ? radius * pow(u, 1.0 / static_cast<double>(dim)) / sqrt(sum)
-                                                    : radius / (sum - log(u));
-        for (int64_t start = 0; start < dim; start += kChunk) {
-            const int64_t n = dim - start < kChunk ? dim - start : kChunk;
-            lo.load(args.lo, shape, sample, start, n);
-            hi.load(args.hi, shape, sample, start, n);
-            const T *low = lo.expanded(n), *high = hi.expanded(n);
-            for (int64_t i = 0; i < n; ++i) {
-                const T delta = static_cast<T>(static_cast<double>(x[start + i]) * factor);
-                x[start + i] = clamp(add_within(x0[start + i], delta), low[i], high[i]);
-            }
-        }
-    }
-};
-
-template <class T> void start_units(const RandomStartArgs& args, Range units) {
-    Start<T> start(args);
-    for (int64_t sample = units.begin; sample < units.end; ++sample) {
-        if (args.norm == Norm::linf)
-            start.linf(sample);
-        else
-            start.ball(sample);
-    }
-}
-
 } // namespace
 
 void pgd_step(const PgdStepArgs& args, Range units, int64_t* nonfinite) {
@@ -652,13 +440,6 @@ void pgd_step(const PgdStepArgs& args, Range units, int64_t* nonfinite) {
         *nonfinite = step_units<double>(args, units);
     else
         *nonfinite = step_units<float>(args, units);
-}
-
-void random_start(const RandomStartArgs& args, Range units) {
-    if (args.dtype == DType::f64)
-        start_units<double>(args, units);
-    else
-        start_units<float>(args, units);
 }
 
 } // namespace ADVFAST_ISA

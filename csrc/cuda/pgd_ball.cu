@@ -231,7 +231,7 @@ template <class Real, int V> __global__ void __launch_bounds__(kThreads)
 }
 
 // l1: one block a sample.
-__global__ void __launch_bounds__(kMostThreads) threshold_kernel(const StepTask task, const Scratch scratch) {
+__global__ void __launch_bounds__(kMostThreads, 1) threshold_kernel(const StepTask task, const Scratch scratch) {
     double* lanes = reinterpret_cast<double*>(dynamic_shared());
     const int64_t sample = blockIdx.x;
     const float* x = task.x + sample * task.shape.dim;

@@ -89,12 +89,8 @@ template <class Real> ADVFAST_DEVICE Scaling<Real> to_norm(double norm, double t
     return scaling;
 }
 
-ADVFAST_DEVICE double norm_term(Norm norm, double v) {
-    return norm == Norm::l2 ? v * v : fabs(v);
-}
-ADVFAST_DEVICE double norm_of(Norm norm, double sum) {
-    return norm == Norm::l2 ? sqrt(sum) : sum;
-}
+ADVFAST_DEVICE double norm_term(Norm norm, double v) { return norm == Norm::l2 ? v * v : fabs(v); }
+ADVFAST_DEVICE double norm_of(Norm norm, double sum) { return norm == Norm::l2 ? sqrt(sum) : sum; }
 
 // Squares of doubles overflow and underflow: the largest entry is brought to 1 first. Those of floats do not.
 template <class Real, int V>

@@ -14,9 +14,7 @@
 
 namespace advfast {
 
-inline size_t size_of(DType dtype) {
-    return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
+inline size_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 
 inline void put(void* data, DType dtype, int64_t i, double v) {
     if (dtype == DType::f32)

@@ -100,9 +100,7 @@ inline std::vector<std::unique_ptr<unsigned char[]>> stacks;
 
 inline Dim3 thread_index, block_index, block_size, grid_size;
 
-inline unsigned char* shared_memory() {
-    return block.shared;
-}
+inline unsigned char* shared_memory() { return block.shared; }
 
 [[noreturn]] inline void fail(const char* what) {
     std::fprintf(stderr, "cuda emulator: %s (block %u, thread %u)\n", what, block_index.x, thread_index.x);
@@ -265,9 +263,7 @@ template <class T> T exchange(T value, unsigned source) {
 #define blockDim emulator::block_size
 #define gridDim emulator::grid_size
 
-inline void __syncthreads() {
-    emulator::wait(emulator::block.barrier);
-}
+inline void __syncthreads() { emulator::wait(emulator::block.barrier); }
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
     if (mask != 0xFFFFFFFFu)
         emulator::fail("only full warps are emulated");

@@ -42,9 +42,7 @@ template <class O> void test_widening(const Format& format) {
     }
 }
 
-template <class O> int narrowed(float v) {
-    return bits_of(round_to<O>(v));
-}
+template <class O> int narrowed(float v) { return bits_of(round_to<O>(v)); }
 
 // Every number of the format, the midpoint to the next and the floats beside both.
 template <class O> void test_narrowing(const Format& format) {

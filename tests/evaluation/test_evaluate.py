@@ -39,13 +39,22 @@ def test_accuracy_of_a_linear_model_is_exact(linear, norm):
 
 def test_result_does_not_depend_on_batch_size(linear):
     model, images, labels, _ = linear
-    model = nn.Sequential(model, nn.Tanh(), nn.Linear(2, 3))
-    # One step is not enough to forget the random start.
-    counts = [
-        evaluate(model, (images, labels), attacks=("pgd-1",), eps=EPS, batch_size=size)["pgd-1"]
-        for size in (200, 7)
-    ]
-    assert counts[0] == counts[1]
+    seen = []
+
+    def record(module, inputs):
+        if not torch.is_grad_enabled():
+            seen.append(inputs[0])
+
+    handle = model.register_forward_pre_hook(record)
+    attacked = []
+    for size in (200, 7):
+        seen.clear()
+        evaluate(model, (images, labels), attacks=("pgd-1",), eps=EPS, batch_size=size)
+        attacked.append(torch.cat(seen))
+    handle.remove()
+    # After one step the random start still shows.
+    assert ((attacked[0] - images).abs() < 0.9 * EPS).any()
+    assert torch.equal(attacked[0], attacked[1])
 
 
 def test_model_is_left_as_it_was():

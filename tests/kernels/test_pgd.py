@@ -52,7 +52,9 @@ def step_cases(draw) -> Case:
         dtype=draw(st.sampled_from([torch.float32, torch.float32, torch.float64])),
         grad_dtype=draw(st.sampled_from(FLOATS)),
         norm=norm,
-        eps=draw(st.sampled_from([0.0, 1e-30, 1e-8, 1e-3, 8 / 255, 0.5, 3.0, 1e6, float("inf")])),
+        eps=draw(
+            st.sampled_from([0.0, 1e-38, 1e-30, 1e-8, 1e-3, 8 / 255, 0.5, 3.0, 1e6, float("inf")])
+        ),
         alpha=draw(st.sampled_from([0.0, 1e-9, 2 / 255, 0.1, 1.0, 1e5])),
         lo=box[0],
         hi=box[1],

@@ -8,6 +8,7 @@ REFERENCE = "advfast/kernels/pgd/reference.py"
 TRITON = "advfast/kernels/pgd/triton.py"
 MATH = "csrc/pgd_math.h"
 CPU = "csrc/cpu/pgd.cpp"
+START = "csrc/cpu/pgd_start.cpp"
 ATTACK = "advfast/attacks/pgd.py"
 ENGINE = "advfast/attacks/engine.py"
 STATE = "advfast/attacks/state.py"
@@ -63,8 +64,8 @@ FAULTS = [
     fault("cpp", "16 bits rounded to nearest", MATH, "return (outside & !crosses) ? inner : nearest;", "(void)outside; (void)crosses; (void)inner; return nearest;"),
     fault("cpp", "l2 sum rounded away from x0", MATH, "return far > limit ? neighbour(z, moved < T(0)) : z;", "(void)far; (void)limit; return z;"),
     fault("cpp", "random start ignored", MATH, "static_cast<T>(symmetric_uniform(word)) * eps", "static_cast<T>(symmetric_uniform(word)) * T(0) * eps"),
-    fault("cpp", "same start for every sample", CPU, "return args.sample_ids ? args.sample_ids[sample] : sample;", "return sample * 0;"),
-    fault("cpp", "layout changes the draws", CPU, "(logical % shape.spatial) * shape.channels + logical / shape.spatial", "logical"),
+    fault("cpp", "same start for every sample", START, "return args.sample_ids ? args.sample_ids[sample] : sample;", "return sample * 0;"),
+    fault("cpp", "layout changes the draws", START, "(logical % shape.spatial) * shape.channels + logical / shape.spatial", "logical"),
     # --- Triton
     fault("triton", "no eps projection", TRITON, "moved = _clamp(centre + _clamp(moved - centre, radius * -1.0, radius), low, high)", "moved = _clamp(moved, low, high)"),
     fault("triton", "no clip to the box", TRITON, "moved = _clamp(centre + _clamp(moved - centre, radius * -1.0, radius), low, high)", "moved = centre + _clamp(moved - centre, radius * -1.0, radius)"),

@@ -85,7 +85,11 @@ def round_toward(x: Tensor, x0: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _add_within(x0: Tensor, delta: Tensor) -> Tensor:
-    """x0 + delta, toward x0 where the nearest number is farther from x0 than delta."""
+    """x0 + delta, toward x0 where the nearest number is farther from x0 than delta.
+
+    A subnormal delta counts as 0: its own rounding may already have lengthened it.
+    """
+    delta = torch.where(delta.abs() < torch.finfo(delta.dtype).tiny, 0, delta)
     z = x0 + delta
     moved = z - x0
     return torch.where(moved.abs() > delta.abs(), _neighbour(z, moved < 0), z)

@@ -80,7 +80,8 @@ def _narrow(v, x0, toward, BF16: tl.constexpr):
 
 @triton.jit
 def _add_within(x0, delta):
-    """x0 + delta, toward x0 where the nearest number is farther from x0 than delta."""
+    """x0 + delta, toward x0 where the nearest is farther; a subnormal delta counts as 0."""
+    delta = tl.where(tl.abs(delta) < 1.1754943508222875e-38, 0.0, delta)
     z = x0 + delta
     moved = z - x0
     up = moved < 0

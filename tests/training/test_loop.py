@@ -1,0 +1,69 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from advfast import PGDAttack
+from advfast.training import checkpoint, train
+from advfast.training.loop import steps_of
+from advfast.training.schedules import one_cycle
+
+
+@pytest.mark.parametrize("method", ["standard", "pgd-at"])
+def test_training_is_the_plain_loop(tmp_path, tiny, method):
+    # Bit for bit: the same order, starts, learning rates, and torch's own SGD.
+    images, labels = tiny
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    )
+    plain = copy.deepcopy(model)
+    settings = {"eps": 0.1, "alpha": 0.04, "steps": 3}
+    result = train(
+        model,
+        tiny,
+        val=tiny,
+        method=method,
+        epochs=3,
+        batch_size=32,
+        lr=0.05,
+        seed=7,
+        out=tmp_path,
+        progress=False,
+        **settings,
+    )
+    torch.manual_seed(7)
+    order = torch.Generator().manual_seed(7)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1, momentum=0.9, weight_decay=5e-4)
+    step, total = 0, 3 * 5  # 130 images: 4 batches of 32 and one of 2
+    for row in result.history:
+        plain.train()
+        losses, correct = 0.0, 0
+        for chosen in torch.randperm(130, generator=order).split(32):
+            x, y = images[chosen], labels[chosen]
+            if method == "pgd-at":
+                x = PGDAttack(plain, **settings)(x, y)
+            optimizer.param_groups[0]["lr"] = one_cycle(step, total, 0.05)
+            logits = plain(x)
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses += loss.item() * len(y)
+            correct += int((logits.argmax(1) == y).sum())
+            step += 1
+        assert row["train_loss"] == losses / 130
+        assert row["train_accuracy"] == correct / 130
+        assert row["lr"] == one_cycle(step - 1, total, 0.05)
+    assert step == total
+    last = checkpoint.read(tmp_path / "last.pt")["state"]
+    assert all(torch.equal(last[name], value) for name, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "steps"),
+    [(130, 32, 5), (128, 32, 4), (129, 32, 4), (1, 32, 1), (3, 1, 3)],
+)
+def test_steps_an_epoch(samples, batch_size, steps):
+    assert steps_of(samples, batch_size) == steps
