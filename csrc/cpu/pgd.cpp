@@ -331,9 +331,12 @@ template <class T> struct Step {
             if (size.norm > 0) {
                 load_direction(size, by, sample, start, n);
                 alpha.load(args.alpha, shape, sample, start, n);
-                const T* step = alpha.expanded(n);
-                for (int64_t i = 0; i < n; ++i)
-                    x[i] = x[i] + step[i] * direction[i];
+                if (alpha.each)
+                    for (int64_t i = 0; i < n; ++i)
+                        x[i] = x[i] + alpha.each[i] * direction[i];
+                else
+                    for (int64_t i = 0; i < n; ++i)
+                        x[i] = x[i] + alpha.one * direction[i];
                 if (args.box_first)
                     clamp_to_box(x, sample, start, n);
             }
@@ -354,21 +357,31 @@ template <class T> struct Step {
         chunks([&](int64_t start, int64_t n) {
             T* x = x_at(sample, start);
             const T* x0 = x0_at(sample, start);
-            if (outside && args.norm == Norm::l2)
-                for (int64_t i = 0; i < n; ++i)
-                    x[i] = add_within(x0[i], (x[i] - x0[i]) * shrink);
-            else if (outside)
-                for (int64_t i = 0; i < n; ++i) {
-                    const double left = distance(x[i], x0[i]) - soft.theta;
-                    const T kept = left > 0 ? static_cast<T>(left * soft.scale) : T(0);
-                    x[i] = add_within(x0[i], x[i] < x0[i] ? -kept : kept);
-                }
-            clamp_to_box(x, sample, start, n);
+            lo.load(args.lo, shape, sample, start, n);
+            hi.load(args.hi, shape, sample, start, n);
+            if (outside && args.norm == Norm::l2 && !lo.each && !hi.each) {
+                shrink_to(x, x0, n, shrink, lo.one, hi.one);
+            } else {
+                if (outside && args.norm == Norm::l2)
+                    for (int64_t i = 0; i < n; ++i)
+                        x[i] = add_within(x0[i], (x[i] - x0[i]) * shrink);
+                else if (outside)
+                    for (int64_t i = 0; i < n; ++i) {
+                        const double left = distance(x[i], x0[i]) - soft.theta;
+                        const T kept = left > 0 ? static_cast<T>(left * soft.scale) : T(0);
+                        x[i] = add_within(x0[i], x[i] < x0[i] ? -kept : kept);
+                    }
+                clamp_to_box(x, sample, start, n);
+            }
             write_out(sample, start, n);
         });
         return nonfinite;
     }
 
+    static void shrink_to(T* x, const T* x0, int64_t n, T shrink, T low, T high) {
+        for (int64_t i = 0; i < n; ++i)
+            x[i] = clamp(add_within(x0[i], (x[i] - x0[i]) * shrink), low, high);
+    }
     static double distance(T x, T x0) { return fabs(static_cast<double>(x) - static_cast<double>(x0)); }
 
     // d -> sign(d) * max(|d| - theta, 0) * scale.
