@@ -25,8 +25,8 @@ _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class PGDAttack:
     """Projected gradient descent in an linf, l2 or l1 ball. Call it: ``attack(images, labels)``.
 
-    The first five arguments are those of ``torchattacks.PGD``: changing the import is the whole migration. All are plain
-    attributes and may be changed between calls.
+    The first five arguments are those of ``torchattacks.PGD``: changing the import is the whole migration. All are
+    plain attributes and may be changed between calls.
 
     Args:
         model: an nn.Module or any callable that maps images [B, ...] to logits [B, K]; normalisation belongs inside it.

@@ -288,6 +288,24 @@ def test_nonfinite_gradient_is_counted_and_held(impl, device, norm):
         assert (x[1] != before[1]).float().mean() > 0.5
 
 
+@pytest.mark.parametrize("why", ["masked", "nan"])
+def test_held_entry_keeps_its_bits(impl, device, why):
+    """Also where x0 + (x - x0) is not x, as for a small pixel beside a larger centre."""
+    x0 = torch.rand(4, 64, device=device) * 0.05 + 0.01
+    x = torch.rand(4, 64, device=device) * 1e-5
+    assert (x0 + (x - x0) != x).any()
+    grad, mask = torch.randn(4, 64, device=device), None
+    held = torch.arange(64, device=device) % 2 == 0
+    if why == "masked":
+        mask = ~held.expand(4, 64).contiguous()
+    else:
+        grad[:, held] = torch.nan
+    before = x.clone()
+    pgd_step_(x, grad, x0, alpha=0.01, eps=0.1, mask=mask, impl=impl)
+    assert same_bits(x[:, held], before[:, held])
+    assert (x[:, ~held] != before[:, ~held]).float().mean() > 0.4
+
+
 def test_samples_do_not_touch_each_other(impl, device):
     for norm in ("linf", "l2", "l1"):
         case = Case(shape=(5, 3, 9, 9), norm=norm, eps=0.3, alpha=0.2)
