@@ -308,32 +308,27 @@ def test_repr_shows_the_settings():
     assert "PGDAttack(model=Sequential, eps=0.1" in text and "norm='l2'" in text
 
 
+@pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_sixteen_bit_precision_is_not_falsely_robust(precision):
-    """Very confident samples: their gradient underflows in 16 bits unless the logit gradient is rescaled."""
-    model, (images, labels) = cnn(dropout=0.0), batch(64)
-    labels = model(images).argmax(1)
+def test_sixteen_bit_precision_is_not_falsely_robust(precision, loss):
+    """Confident samples: the gradient of their cross-entropy, e^-20 to e^-80, is 0 in float16 unless rescaled."""
+    model, (images, _) = cnn(dropout=0.0), batch(128)
     with torch.no_grad():
-        model[-1].weight.mul_(60)
-        model[-1].bias.mul_(60)
-    settings = {"eps": 0.1, "alpha": 0.025, "steps": 10, "random_start": False}
-    accuracy = {}
+        top = model(images).topk(2, 1)
+        margins = top.values[:, 0] - top.values[:, 1]
+        middle = margins.median()
+        chosen = (margins > middle / 2) & (margins < middle * 2)
+        images, labels = images[chosen], top.indices[chosen, 0]
+        model[-1].weight.mul_(40 / middle)
+        model[-1].bias.mul_(40 / middle)
+    settings = {"eps": 0.012, "alpha": 0.002, "steps": 5, "random_start": False, "loss": loss}
+    moved, accuracy = {}, {}
     for name in ("fp32", precision):
-        adversarial = PGDAttack(model, loss="margin", precision=name, **settings)(images, labels)
+        adversarial = PGDAttack(model, precision=name, **settings)(images, labels)
+        moved[name] = (adversarial != images).float().mean().item()
         accuracy[name] = (model(adversarial).argmax(1) == labels).float().mean().item()
-    assert abs(accuracy[precision] - accuracy["fp32"]) <= 0.05
-    # The same with cross-entropy, whose gradient is e^-60 and less.
-    tiny = PGDAttack(model, precision=precision, **settings)
-    moved = (tiny(images, labels) != images).float().mean().item()
-    reference = (
-        (PGDAttack(model.double(), **settings)(images.double(), labels) != images).double().mean()
-    )
-    model.float()
-    assert (
-        moved > 0.0
-        and moved >= 0.5 * (PGDAttack(model, **settings)(images, labels) != images).float().mean()
-    )
-    assert reference > 0.5
+    assert moved["fp32"] > 0.9 and moved[precision] > 0.95 * moved["fp32"]
+    assert 0.1 < accuracy["fp32"] < 0.9 and abs(accuracy[precision] - accuracy["fp32"]) <= 0.05
 
 
 def test_a_nonfinite_gradient_is_reported():
