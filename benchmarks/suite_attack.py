@@ -168,6 +168,7 @@ def fault(
     eps = RADII[case.norm][0]
     if got.shape != images.shape or not bool(torch.isfinite(got).all()):
         return f"shape {tuple(got.shape)}, or not finite"
+    got = got.detach()  # cleverhans leaves its graph attached
     moved = (got.double() - images.double()).flatten(1)
     size = moved.abs().amax(1) if case.norm == "linf" else moved.norm(dim=1)
     # Peers hold the ball to the rounding of float32 only.

@@ -51,6 +51,11 @@ int64_t linf_step_plain(T* x, const G* grad, const T* x0, int64_t n, T alpha, T 
     }
     return bad;
 }
+// The projection alone.
+template <class T> void linf_hold_plain(T* x, const T* x0, int64_t n, T eps, T lo, T hi) {
+    for (int64_t i = 0; i < n; ++i)
+        x[i] = linf_hold(x[i], x0[i], eps, lo, hi);
+}
 template <class T> void linf_step_each(T* x, const T* x0, const T* signs, int64_t n, const T* alpha, const T* eps,
                                        const T* lo, const T* hi) {
     for (int64_t i = 0; i < n; ++i) {
@@ -141,9 +146,11 @@ template <class T> struct Step {
         eps.load(args.eps, shape, sample, start, n);
         lo.load(args.lo, shape, sample, start, n);
         hi.load(args.hi, shape, sample, start, n);
-        const bool plain = args.grad && !args.mask.data && !alpha.each && !eps.each && !lo.each && !hi.each;
+        const bool same = !alpha.each && !eps.each && !lo.each && !hi.each;
         int64_t bad = 0;
-        if (plain)
+        if (same && !args.grad)
+            linf_hold_plain(x_at(sample, start), x0_at(sample, start), n, eps.one, lo.one, hi.one);
+        else if (same && !args.mask.data)
             with_dtype(args.grad_dtype, [&](auto tag) { bad = linf_plain(tag, sample, start, n); });
         else
             bad = linf_general(sample, start, n);
