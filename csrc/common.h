@@ -85,6 +85,14 @@ template <class I> ADVFAST_HD I neighbour_bits(I bits, bool up) {
     const I smallest = up ? I(1) : static_cast<I>(top | I(1));
     return zero ? smallest : (negative == up ? back : away);
 }
+ADVFAST_HD float neighbour_of_nonzero(float v, bool up) {
+    const int32_t bits = bit_cast<int32_t>(v);
+    return bit_cast<float>(bits + ((bits < 0) == up ? -1 : 1));
+}
+ADVFAST_HD double neighbour_of_nonzero(double v, bool up) {
+    const int64_t bits = bit_cast<int64_t>(v);
+    return bit_cast<double>(bits + ((bits < 0) == up ? -1 : 1));
+}
 ADVFAST_HD float neighbour(float v, bool up) {
     return bit_cast<float>(neighbour_bits<uint32_t>(bit_cast<uint32_t>(v), up));
 }

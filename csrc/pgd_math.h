@@ -45,7 +45,8 @@ template <class T> ADVFAST_HD T add_within(T x0, T delta) {
     const T z = x0 + (limit == T(0) ? T(0) : delta);
     const T moved = z - x0;
     const T far = moved < T(0) ? -moved : moved;
-    return far > limit ? neighbour(z, moved < T(0)) : z;
+    // A sum that rounds to 0 is exact, so z is not 0 where it is replaced.
+    return far > limit ? neighbour_of_nonzero(z, moved < T(0)) : z;
 }
 
 // What the formats are compared in: float holds every number of the 16-bit formats.

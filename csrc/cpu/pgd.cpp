@@ -303,16 +303,22 @@ template <class T> struct Step {
         const double power = ldexp(1.0, exponent);
         return {1.0 / power, static_cast<T>(power / norm)};
     }
+    template <class G> static T divided(G entry, const Division& by) {
+        return static_cast<T>(to_float(entry)) * static_cast<T>(by.shift) * by.rest;
+    }
+    static T divided(double entry, const Division& by) { return static_cast<T>(entry * by.shift) * by.rest; }
+
     template <class G> void plain_direction(Types<G>, const Division& by, int64_t sample, int64_t start, int64_t n) {
         const G* g = static_cast<const G*>(args.grad) + sample * dim + start;
-        const T shift = static_cast<T>(by.shift);
         for (int64_t i = 0; i < n; ++i)
-            direction[i] = static_cast<T>(to_float(g[i])) * shift * by.rest;
+            direction[i] = divided(g[i], by);
     }
-    void plain_direction(Types<double>, const Division& by, int64_t sample, int64_t start, int64_t n) {
-        const double* g = static_cast<const double*>(args.grad) + sample * dim + start;
+    template <class G> void plain_move(Types<G>, const Division& by, int64_t sample, int64_t start, int64_t n) {
+        const G* g = static_cast<const G*>(args.grad) + sample * dim + start;
+        T* x = x_at(sample, start);
+        const T step = alpha.one;
         for (int64_t i = 0; i < n; ++i)
-            direction[i] = static_cast<T>(g[i] * by.shift) * by.rest;
+            x[i] = x[i] + step * divided(g[i], by);
     }
     void load_direction(const Scaled& size, const Division& by, int64_t sample, int64_t start, int64_t n) {
         if (!args.mask.data && size.factor == 1.0) {
@@ -336,14 +342,15 @@ template <class T> struct Step {
             T* x = x_at(sample, start);
             const T* x0 = x0_at(sample, start);
             if (size.norm > 0) {
-                load_direction(size, by, sample, start, n);
                 alpha.load(args.alpha, shape, sample, start, n);
-                if (alpha.each)
+                if (!args.mask.data && size.factor == 1.0 && !alpha.each) {
+                    with_dtype(args.grad_dtype, [&](auto tag) { plain_move(tag, by, sample, start, n); });
+                } else {
+                    load_direction(size, by, sample, start, n);
+                    const T* step = alpha.expanded(n);
                     for (int64_t i = 0; i < n; ++i)
-                        x[i] = x[i] + alpha.each[i] * direction[i];
-                else
-                    for (int64_t i = 0; i < n; ++i)
-                        x[i] = x[i] + alpha.one * direction[i];
+                        x[i] = x[i] + step[i] * direction[i];
+                }
                 if (args.box_first)
                     clamp_to_box(x, sample, start, n);
             }

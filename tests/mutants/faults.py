@@ -62,7 +62,7 @@ FAULTS = [
     fault("cpp", "l1 rescaled, not projected", CPU, "return {theta, left > radius ? radius / left : 1.0};", "(void)left; return {0.0, radius / total};"),
     fault("cpp", "l2 order ignored", CPU, "if (args.box_first)", "if (false)"),
     fault("cpp", "16 bits rounded to nearest", MATH, "return (outside & !crosses) ? inner : nearest;", "(void)outside; (void)crosses; (void)inner; return nearest;"),
-    fault("cpp", "l2 sum rounded away from x0", MATH, "return far > limit ? neighbour(z, moved < T(0)) : z;", "(void)far; (void)limit; return z;"),
+    fault("cpp", "l2 sum rounded away from x0", MATH, "return far > limit ? neighbour_of_nonzero(z, moved < T(0)) : z;", "(void)far; (void)limit; return z;"),
     fault("cpp", "random start ignored", MATH, "static_cast<T>(symmetric_uniform(word)) * eps", "static_cast<T>(symmetric_uniform(word)) * T(0) * eps"),
     fault("cpp", "same start for every sample", START, "return args.sample_ids ? args.sample_ids[sample] : sample;", "return sample * 0;"),
     fault("cpp", "layout changes the draws", START, "(logical % shape.spatial) * shape.channels + logical / shape.spatial", "logical"),
