@@ -9,6 +9,9 @@ TRITON = "advfast/kernels/pgd/triton.py"
 MATH = "csrc/pgd_math.h"
 CPU = "csrc/cpu/pgd.cpp"
 START = "csrc/cpu/pgd_start.cpp"
+CUDA = "csrc/cuda/pgd.cu"
+BALL = "csrc/cuda/pgd_ball.cuh"
+DEVICE = "csrc/cuda/pgd_device.cuh"
 ATTACK = "advfast/attacks/pgd.py"
 ENGINE = "advfast/attacks/engine.py"
 STATE = "advfast/attacks/state.py"
@@ -18,7 +21,7 @@ CHECKS = "advfast/attacks/checks.py"
 @dataclass(frozen=True)
 class Fault:
     name: str
-    impl: str  # reference | cpp | triton: the tests of this implementation; attack: those of PGDAttack
+    impl: str  # reference | cpp | triton: its tests; cuda: those in the emulator; attack: those of PGDAttack
     file: str
     old: str
     new: str
@@ -66,6 +69,22 @@ FAULTS = [
     fault("cpp", "random start ignored", MATH, "static_cast<T>(symmetric_uniform(word)) * eps", "static_cast<T>(symmetric_uniform(word)) * T(0) * eps"),
     fault("cpp", "same start for every sample", START, "return args.sample_ids ? args.sample_ids[sample] : sample;", "return sample * 0;"),
     fault("cpp", "layout changes the draws", START, "(logical % shape.spatial) * shape.channels + logical / shape.spatial", "logical"),
+    # --- CUDA, in the emulator (the maths in pgd_math.h is shared with the C++ core)
+    fault("cuda", "no eps projection", CUDA, "sign[u][i], alpha[i], eps[i], lo[i], hi[i]);", "sign[u][i], alpha[i], 1e9f, lo[i], hi[i]);"),
+    fault("cuda", "no clip to the box", CUDA, "sign[u][i], alpha[i], eps[i], lo[i], hi[i]);", "sign[u][i], alpha[i], eps[i], -1e9f, 1e9f);"),
+    fault("cuda", "eps over by 5 %", CUDA, "sign[u][i], alpha[i], eps[i], lo[i], hi[i]);", "sign[u][i], alpha[i], 1.05f * eps[i], lo[i], hi[i]);"),
+    fault("cuda", "step x0.1", CUDA, "sign[u][i], alpha[i], eps[i], lo[i], hi[i]);", "sign[u][i], 0.1f * alpha[i], eps[i], lo[i], hi[i]);"),
+    fault("cuda", "descent", CUDA, "sign[u][i], alpha[i], eps[i], lo[i], hi[i]);", "-sign[u][i], alpha[i], eps[i], lo[i], hi[i]);"),
+    fault("cuda", "non-finite entry moves", CUDA, "x[u][i] = on[i] && finite ? moved : held;", "x[u][i] = on[i] ? moved : held;"),
+    fault("cuda", "non-finite entry not counted", CUDA, "            bad += on[i] && !finite;\n", ""),
+    fault("cuda", "mask ignored", CUDA, "x[u][i] = on[i] && finite ? moved : held;", "x[u][i] = finite ? moved : held;"),
+    fault("cuda", "l2 step over the batch", BALL, "x[i] = x[i] + alpha[i] * unit(g[i]);", "x[i] = x[i] + 0.5f * alpha[i] * unit(g[i]);"),
+    fault("cuda", "no l2 projection", BALL, "if (shrink.shrinks) {", "if (shrink.shrinks && task.norm == Norm::l1) {"),
+    fault("cuda", "l1 rescaled, not projected", BALL, "fabs(static_cast<double>(d)) - shrink.theta;", "fabs(static_cast<double>(d)) * 0.5;"),
+    fault("cuda", "l2 order ignored", BALL, "if (!task.box_first)", "if (task.box_first || true)"),
+    fault("cuda", "16 bits rounded to nearest", DEVICE, "round_toward<O>(x[i], x0[i])", "round_to<O>(x[i])"),
+    fault("cuda", "random start ignored", CUDA, "linf_start(x0[i], words[i], eps[i], lo[i], hi[i])", "linf_start(x0[i], words[i], 0.0f * eps[i], lo[i], hi[i])"),
+    fault("cuda", "same start for every sample", CUDA, "task.sample_ids ? task.sample_ids[sample] : sample", "task.sample_ids ? task.sample_ids[sample] : 0 * sample"),
     # --- Triton
     fault("triton", "no eps projection", TRITON, "moved = _clamp(centre + _clamp(moved - centre, radius * -1.0, radius), low, high)", "moved = _clamp(moved, low, high)"),
     fault("triton", "no clip to the box", TRITON, "moved = _clamp(centre + _clamp(moved - centre, radius * -1.0, radius), low, high)", "moved = centre + _clamp(moved - centre, radius * -1.0, radius)"),
