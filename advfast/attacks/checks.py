@@ -105,11 +105,10 @@ def check_values(x0: Tensor, bounds: Bounds, labels: Tensor | None, classes: int
     """Images in the box, labels in range: one fused reading of the device."""
     lo, hi = (None, None) if bounds is None else bounds
     low, high = _bound(lo, x0, -math.inf), _bound(hi, x0, math.inf)
+    smallest, largest = torch.aminmax(x0)  # NaN if there is one
     if low.numel() == 1 and high.numel() == 1:
-        smallest, largest = torch.aminmax(x0)  # NaN if there is one
         below, above = smallest < low, largest > high
     else:
-        smallest, largest = torch.aminmax(x0)
         below, above = (x0 < low).any(), (x0 > high).any()
     report = [smallest, largest, below, above]
     if labels is not None:

@@ -124,6 +124,15 @@ ADVFAST_DEVICE Direction<Real> direction(Norm norm, const Scaling<Real>& near_on
     return found;
 }
 
+template <int V> ADVFAST_DEVICE void clamp_to_box(const StepTask& task, const Place<V>& at, float (&x)[V]) {
+    float lo[V], hi[V];
+    fetch(task.lo, task.shape, at, lo);
+    fetch(task.hi, task.shape, at, hi);
+#pragma unroll
+    for (int i = 0; i < V; ++i)
+        x[i] = clamp(x[i], lo[i], hi[i]);
+}
+
 template <class Real, int V> ADVFAST_DEVICE void move(const StepTask& task, const Place<V>& at,
                                                       const Scaling<Real>& unit, const Real (&g)[V], float (&x)[V]) {
     float alpha[V];
@@ -131,14 +140,8 @@ template <class Real, int V> ADVFAST_DEVICE void move(const StepTask& task, cons
 #pragma unroll
     for (int i = 0; i < V; ++i)
         x[i] = x[i] + alpha[i] * unit(g[i]);
-    if (!task.box_first)
-        return;
-    float lo[V], hi[V];
-    fetch(task.lo, task.shape, at, lo);
-    fetch(task.hi, task.shape, at, hi);
-#pragma unroll
-    for (int i = 0; i < V; ++i)
-        x[i] = clamp(x[i], lo[i], hi[i]);
+    if (task.box_first)
+        clamp_to_box(task, at, x);
 }
 
 template <int V> ADVFAST_DEVICE void add_distance(Norm norm, const float (&x)[V], const float (&x0)[V], double& sum) {
@@ -171,12 +174,7 @@ template <int V> ADVFAST_DEVICE void finish(const StepTask& task, const Place<V>
             x[i] = add_within(x0[i], delta);
         }
     }
-    float lo[V], hi[V];
-    fetch(task.lo, task.shape, at, lo);
-    fetch(task.hi, task.shape, at, hi);
-#pragma unroll
-    for (int i = 0; i < V; ++i)
-        x[i] = clamp(x[i], lo[i], hi[i]);
+    clamp_to_box(task, at, x);
     store_values(task.x + at.sample * task.shape.dim + at.inside, x);
     write_out(task, at, x, x0);
 }

@@ -82,7 +82,8 @@ def test_in_place_change_is_noticed_by_autograd(impl, device):
     a = make(Case(out_dtype=torch.float32), device)
     versions = [a[name]._version for name in ("x", "out", "nonfinite")]
     pgd_step_(**a, impl=impl)
-    assert [a[name]._version for name in ("x", "out", "nonfinite")] > versions
+    after = [a[name]._version for name in ("x", "out", "nonfinite")]
+    assert all(new > old for new, old in zip(after, versions, strict=True))
     weight = torch.ones((), device=device, requires_grad=True)
     product = a["x"] * weight  # saves x
     project_(a["x"], a["x0"], eps=0.01, impl=impl)

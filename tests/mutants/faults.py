@@ -81,7 +81,7 @@ FAULTS = [
     fault("cuda", "l2 step over the batch", BALL, "x[i] = x[i] + alpha[i] * unit(g[i]);", "x[i] = x[i] + 0.5f * alpha[i] * unit(g[i]);"),
     fault("cuda", "no l2 projection", BALL, "if (shrink.shrinks) {", "if (shrink.shrinks && task.norm == Norm::l1) {"),
     fault("cuda", "l1 rescaled, not projected", BALL, "fabs(static_cast<double>(d)) - shrink.theta;", "fabs(static_cast<double>(d)) * 0.5;"),
-    fault("cuda", "l2 order ignored", BALL, "if (!task.box_first)", "if (task.box_first || true)"),
+    fault("cuda", "l2 order ignored", BALL, "if (task.box_first)", "if (task.box_first && false)"),
     fault("cuda", "16 bits rounded to nearest", DEVICE, "round_toward<O>(x[i], x0[i])", "round_to<O>(x[i])"),
     fault("cuda", "random start ignored", CUDA, "linf_start(x0[i], words[i], eps[i], lo[i], hi[i])", "linf_start(x0[i], words[i], 0.0f * eps[i], lo[i], hi[i])"),
     fault("cuda", "same start for every sample", CUDA, "task.sample_ids ? task.sample_ids[sample] : sample", "task.sample_ids ? task.sample_ids[sample] : 0 * sample"),
