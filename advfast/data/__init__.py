@@ -1,13 +1,22 @@
-"""Readers of built-in data sets, and data held as tensors."""
+"""Readers of data sets, data held as tensors or read as they are needed, loaders and augmentation."""
 
+from .arrays import ArraySource as ArraySource
+from .folders import FolderSource as FolderSource
+from .folders import image_folder as image_folder
+from .foreign import ForeignLoader as ForeignLoader
 from .idx import read_idx as read_idx
-from .loader import batches as batches
+from .loader import Loader as Loader
+from .loader import count as count
+from .loader import ordered as ordered
+from .loader import steps_of as steps_of
 from .readers import READERS as READERS
-from .readers import Splits as Splits
 from .readers import load as load
+from .sources import Batch as Batch
 from .sources import DatasetSource as DatasetSource
 from .sources import Source as Source
 from .sources import TensorSource as TensorSource
 from .sources import as_source as as_source
-from .sources import pixel_statistics as pixel_statistics
 from .split import stratified_split as stratified_split
+from .splits import Splits as Splits
+from .summary import fingerprint as fingerprint
+from .summary import pixel_statistics as pixel_statistics

@@ -1,51 +1,27 @@
-"""Built-in data sets by name."""
+"""Data sets by name: built in, or files of the user's."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from advfast import userfile
 from advfast.kernels.pgd.api import nearest
 
-from .idx import read_idx
-from .sources import Source, TensorSource
+from . import arrays
+from .cifar import cifar10, cifar100
+from .folders import image_folder
+from .mnist import fashion_mnist, mnist
+from .sources import TensorSource
 from .split import stratified_split
+from .splits import Splits, as_splits
 
 DIGITS_TEST = 500
 """Test images of digits, of 1797."""
-
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-"""Where the Debian and Ubuntu package dataset-fashion-mnist puts its files."""
-
-FASHION_PARTS = {"train": 60000, "t10k": 10000}
-"""Stem of the file names -> images."""
-
-FASHION_CLASSES = (
-    "T-shirt",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A data set with its own test set."""
-
-    name: str
-    train: Source
-    test: Source
-    class_names: tuple[str, ...]
 
 
 def digits(root: str | Path | None = None) -> Splits:
@@ -67,77 +43,56 @@ def digits(root: str | Path | None = None) -> Splits:
     return Splits("digits", whole.subset(train), whole.subset(test), names)
 
 
-def fashion_mnist(root: str | Path | None = None) -> Splits:
-    """Fashion-MNIST (Xiao et al. 2017), 28x28, one channel: 60,000 training and 10,000 test images.
-
-    Args:
-        root: folder of the four IDX files (.gz or not). None looks in $ADVFAST_DATA, $ADVFAST_DATA/fashion-mnist and
-            the place of the Debian package.
-
-    Raises:
-        FileNotFoundError: with where it looked and how to get the files.
-        ValueError: a file is truncated or is something else.
-    """
-    folder = _fashion_folder(root)
-    parts = []
-    for stem, count in FASHION_PARTS.items():
-        images = read_idx(_existing(folder, f"{stem}-images-idx3-ubyte"))
-        labels = read_idx(_existing(folder, f"{stem}-labels-idx1-ubyte"))
-        if images.shape != (count, 28, 28) or labels.shape != (count,):
-            raise ValueError(
-                f"{folder}: Fashion-MNIST has {count} {stem} images of 28x28, got images "
-                f"{tuple(images.shape)} and labels {tuple(labels.shape)}"
-            )
-        if labels.max() > 9:
-            raise ValueError(f"{folder}: {stem} labels must be 0 .. 9, got {labels.max().item()}")
-        parts.append(TensorSource(images, labels))
-    return Splits("fashion-mnist", parts[0], parts[1], FASHION_CLASSES)
-
-
-def _existing(folder: Path, stem: str) -> Path:
-    for name in (stem + ".gz", stem):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(
-        f"{folder} has no {stem}.gz (or {stem}); Fashion-MNIST has four such files"
-    )
-
-
-def _fashion_folder(root: str | Path | None) -> Path:
-    folders = [DEBIAN_FASHION_MNIST]
-    if root is not None:
-        folders = [Path(root), Path(root) / "fashion-mnist"]
-    elif os.environ.get("ADVFAST_DATA"):
-        given = Path(os.environ["ADVFAST_DATA"])
-        folders = [given, given / "fashion-mnist", *folders]
-    for folder in folders:
-        # The first that holds any of the files is meant; a missing one of the four is then named.
-        if any(folder.glob("t*-idx?-ubyte*")):
-            return folder
-    raise FileNotFoundError(
-        "Fashion-MNIST was not found; looked in "
-        + ", ".join(str(folder) for folder in folders)
-        + ". Get it with `apt-get install dataset-fashion-mnist` (Debian, Ubuntu), or put its four "
-        "*-ubyte.gz files in a folder and name that with ADVFAST_DATA, data_root= or --data-root"
-    )
-
-
 READERS: dict[str, Callable[[str | Path | None], Splits]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
 }
+
+_SIDES = re.compile(r"(.+)@([1-9][0-9]{0,4})(?:/([1-9][0-9]{0,4}))?")
 
 
 def load(name: str, root: str | Path | None = None) -> Splits:
-    """A built-in data set by name: "digits", "fashion-mnist".
+    """A data set by name.
+
+    Args:
+        name: a built-in one ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100"); a file "x.npz" (see
+            `arrays.read_npz`); a folder of .npy files (see `arrays.read_npy_folder`) or of images (see
+            `folders.image_folder`; "folder@224" scales their shorter side to 224 and cuts the centre out,
+            "folder@256/224" scales to 256 and cuts 224); or "file.py:make", a function of yours (see `splits.as_splits`
+            for what it may return).
+        root: folder of the files of a built-in one.
 
     Raises:
-        ValueError: unknown name; a file is damaged.
+        ValueError, TypeError: unknown name; a file is damaged or its values are wrong.
         FileNotFoundError: its files are not there.
     """
-    if name not in READERS:
+    if name.lower() in READERS:
+        return READERS[name.lower()](root)
+    if userfile.is_user_object(name):
+        return as_splits(userfile.call(name), name.rpartition(":")[2], name)
+    if name.lower().endswith(".npz"):
+        return arrays.read_npz(name)
+    sides = _SIDES.fullmatch(name)
+    if sides and not Path(name).exists():
+        folder, last = Path(sides[1]), int(sides[3] or sides[2])
+        if folder.is_dir():
+            return image_folder(folder, size=last, shorter_side=int(sides[2]))
+        raise FileNotFoundError(f"there is no folder {folder}")
+    path = Path(name)
+    if path.is_dir():
+        if any(file.stem in arrays.NAMES for file in path.glob("*.npy")):
+            return arrays.read_npy_folder(path)
+        return image_folder(path)
+    if path.exists():
         raise ValueError(
-            f"unknown data set {name!r}; expected one of {', '.join(READERS)}"
-            f"{nearest(name, list(READERS))}"
+            f"{name} is a file of an unknown kind; data may be a .npz file, a folder, or file.py:make"
         )
-    return READERS[name](root)
+    if os.sep in name or "/" in name or name.startswith(("~", ".")):
+        raise FileNotFoundError(f"there is no file or folder {name}")
+    raise ValueError(
+        f"unknown data set {name!r}; expected one of {', '.join(READERS)}, a .npz file, a folder, "
+        f"or file.py:make{nearest(name, list(READERS))}"
+    )

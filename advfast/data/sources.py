@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+import random
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+
+class Batch(NamedTuple):
+    """Some samples, on the device."""
+
+    images: Tensor
+    """[B, C, H, W] float32 in [0, 1]."""
+
+    labels: Tensor
+    """[B] int64."""
+
+    indices: Tensor | None
+    """[B] int64: numbers of the samples in the source; None from a DataLoader that does not give them."""
 
 
 class Source(Protocol):
-    """A data set of images with pixels in [0, 1]."""
+    """A data set of images with pixels in [0, 1].
+
+    A source may offer more, which `Loader` then uses: `read(indices, keys)` as `batch`, but images as they are stored
+    (uint8 0 .. 255 or float) and whatever is random about a sample drawn from its key [B] int64; and `read_ahead`, the
+    number of threads that may call it at once (without it, it is called in the thread that iterates).
+    """
 
     @property
     def labels(self) -> Tensor:
@@ -28,7 +49,11 @@ class Source(Protocol):
     def subset(self, indices: Tensor) -> Source: ...
 
 
-def _check_range(images: Tensor, where: str) -> None:
+def check_range(images: Tensor, where: str) -> None:
+    """
+    Raises:
+        ValueError: a pixel outside [0, 1], or NaN.
+    """
     if images.numel() == 0:
         return
     low, high = (value.item() for value in torch.aminmax(images))
@@ -40,9 +65,29 @@ def _check_range(images: Tensor, where: str) -> None:
         )
 
 
-def _to_pixels(images: Tensor) -> Tensor:
-    """float32 in [0, 1]; bytes 0 .. 255 become k/255."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+def check_labels(labels: Tensor, where: str = "labels") -> None:
+    """
+    Raises:
+        TypeError, ValueError: not integers, or below 0.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"{where} must be integer classes, got {labels.dtype}")
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"{where} must be 0 or more, got {labels.min().item()}")
+
+
+def to_pixels(images: Tensor, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    """float32 in [0, 1]; bytes 0 .. 255 become k/255, rounded once, on every device.
+
+    Args:
+        images: uint8 0 .. 255 or float in [0, 1].
+        memory_format: of the result.
+    """
+    pixels = images.to(torch.float32, memory_format=memory_format)
+    if images.dtype == torch.uint8:
+        # By a tensor of its device: by a Python number, CUDA multiplies with the rounded 1/255 instead.
+        pixels.div_(torch.full((), 255.0, device=images.device))
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -59,6 +104,7 @@ class TensorSource:
 
     images: Tensor
     labels: Tensor
+    read_ahead: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -69,17 +115,14 @@ class TensorSource:
             raise ValueError(f"images must have shape [N, C, H, W], got {tuple(images.shape)}")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise TypeError(f"images must be uint8 or floating point, got {images.dtype}")
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"labels must be integer classes, got {labels.dtype}")
         if labels.shape != images.shape[:1]:
             raise ValueError(
                 f"labels must have shape ({images.shape[0]},), one for each image, "
                 f"got {tuple(labels.shape)}"
             )
-        if len(labels) and labels.min() < 0:
-            raise ValueError(f"labels must be 0 or more, got {labels.min().item()}")
+        check_labels(labels)
         if images.is_floating_point():
-            _check_range(images, "images")
+            check_range(images, "images")
         if images.dim() == 3:
             object.__setattr__(self, "images", images[:, None])
         object.__setattr__(self, "labels", labels.long())
@@ -88,11 +131,15 @@ class TensorSource:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        indices = indices.to(self.images.device)
-        return _to_pixels(self.images[indices]), self.labels[indices.to(self.labels.device)]
+        images, labels = self.read(indices)
+        return to_pixels(images), labels
+
+    def read(self, indices: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        images = self.images.index_select(0, indices.to(self.images.device))
+        return images, self.labels.index_select(0, indices.to(self.labels.device))
 
     def subset(self, indices: Tensor) -> TensorSource:
-        return TensorSource(self.images[indices], self.labels[indices])
+        return TensorSource(*self.read(indices))
 
 
 class DatasetSource:
@@ -114,8 +161,7 @@ class DatasetSource:
         self.dataset = dataset
         if labels is None:
             labels = torch.tensor([self._item(i)[1] for i in range(len(dataset))], dtype=torch.long)
-            if len(labels) and labels.min() < 0:
-                raise ValueError(f"labels must be 0 or more, got {labels.min().item()}")
+            check_labels(labels)
         self.labels = labels
 
     def _item(self, index: int) -> tuple[Tensor, int]:
@@ -136,31 +182,70 @@ class DatasetSource:
         return len(self.labels)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        items = [self._item(i) for i in indices.tolist()]
-        images = _to_pixels(torch.stack([image for image, _ in items]))
-        _check_range(images, "the images of the Dataset")
+        images, labels = self.read(indices)
+        return to_pixels(images), labels
+
+    def read(self, indices: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """With keys, what the Dataset draws from the global generators of Python, numpy and torch depends on the
+        sample's key alone, and the generators are left as they were."""
+        if keys is None:
+            items = [self._item(i) for i in indices.tolist()]
+        else:
+            with _generators_kept():
+                items = [
+                    self._keyed_item(i, key)
+                    for i, key in zip(indices.tolist(), keys.tolist(), strict=True)
+                ]
+        images = torch.stack([image for image, _ in items])
+        if images.dtype != torch.uint8:
+            images = images.float()
+            check_range(images, "the images of the Dataset")
         return images, torch.tensor([label for _, label in items], dtype=torch.long)
+
+    def _keyed_item(self, index: int, key: int) -> tuple[Tensor, int]:
+        random.seed(key)
+        np.random.seed(key % 2**32)
+        torch.default_generator.manual_seed(key)
+        return self._item(index)
 
     def subset(self, indices: Tensor) -> DatasetSource:
         subset = torch.utils.data.Subset(self.dataset, indices.tolist())
         return DatasetSource(subset, self.labels[indices])
 
 
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(torch_state)
+
+
+def is_source(data: object) -> bool:
+    """Whether it can be read as a Source."""
+    return all(hasattr(data, part) for part in ("labels", "batch", "subset", "__len__"))
+
+
 def as_source(data: object, name: str = "data") -> Source:
-    """A pair of tensors or a torch Dataset as a Source.
+    """A pair of tensors or a torch Dataset as a Source; a Source as it is.
 
     Raises:
-        TypeError, ValueError: it is neither, is empty, or its values are wrong.
+        TypeError, ValueError: it is none of them, is empty, or its values are wrong.
     """
     source: Source
-    if isinstance(data, (TensorSource, DatasetSource)):
-        source = data
+    if is_source(data):
+        source = data  # type: ignore[assignment]
     elif isinstance(data, (tuple, list)) and len(data) == 2:
         source = TensorSource(*data)
     elif isinstance(data, DataLoader):
         raise TypeError(
             f"{name} must not be a DataLoader: pass its dataset, and batch_size to train"
         )
+    elif isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        source = TensorSource(*data.tensors)
     elif isinstance(data, Dataset):
         source = DatasetSource(data)
     else:
@@ -171,17 +256,3 @@ def as_source(data: object, name: str = "data") -> Source:
     if len(source) == 0:
         raise ValueError(f"{name} holds no samples")
     return source
-
-
-def pixel_statistics(source: Source, limit: int = 2048) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over at most `limit` evenly spaced samples.
-
-    A constant channel gets a deviation of 1, so that normalising by it is harmless.
-    """
-    count = min(limit, len(source))
-    images, _ = source.batch(torch.linspace(0, len(source) - 1, count).long())
-    axes = [axis for axis in range(images.dim()) if axis != 1] if images.dim() > 2 else [0, 1]
-    mean = images.mean(axes).reshape(-1)
-    std = images.std(axes, correction=0).reshape(-1)
-    std = torch.where(std > 1e-6, std, 1.0)
-    return [round(v, 4) for v in mean.tolist()], [round(v, 4) for v in std.tolist()]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from advfast.data import TensorSource, as_source, batches, pixel_statistics
+from advfast.data import TensorSource, as_source
 
 
 def test_bytes_become_exact_pixels():
@@ -103,41 +103,3 @@ def test_dataset_with_bad_items():
         as_source(Bad(("picture", 0)))
     with pytest.raises(ValueError, match="divide by 255"):
         as_source(Bad((torch.full((1, 2, 2), 200.0), 0))).batch(torch.tensor([0]))
-
-
-def test_pixel_statistics():
-    images = torch.rand(50, 3, 4, 4)
-    images[:, 2] = 0.25
-    mean, std = pixel_statistics(as_source((images, torch.zeros(50, dtype=torch.long))))
-    assert mean == pytest.approx(images.mean((0, 2, 3)).tolist(), abs=1e-4)
-    assert std[:2] == pytest.approx(images.std((0, 2, 3), correction=0).tolist()[:2], abs=1e-4)
-    assert std[2] == 1  # constant
-
-
-@pytest.mark.parametrize(("total", "size"), [(10, 3), (9, 3), (2, 5)])
-def test_batches_hand_out_every_sample_once(total, size):
-    images = torch.arange(total).reshape(-1, 1, 1, 1) / 100
-    source = as_source((images, torch.arange(total)))
-    for order in (None, torch.Generator().manual_seed(0)):
-        read = list(batches(source, size, order=order))
-        assert [len(labels) for _, labels, _ in read[:-1]] == [size] * (len(read) - 1)
-        labels = torch.cat([labels for _, labels, _ in read])
-        numbers = torch.cat([numbers for _, _, numbers in read])
-        assert labels.tolist() == numbers.tolist()
-        assert sorted(labels.tolist()) == list(range(total))
-        assert torch.equal(torch.cat([batch for batch, _, _ in read]), images[labels])
-        if order is None:
-            assert labels.tolist() == list(range(total))
-
-
-def test_order_is_reproducible_and_new_each_epoch():
-    source = as_source((torch.rand(50, 1, 1, 1), torch.arange(50)))
-
-    def epochs():
-        order = torch.Generator().manual_seed(3)
-        return [torch.cat([n for _, _, n in batches(source, 8, order=order)]) for _ in range(2)]
-
-    first, second = epochs(), epochs()
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
-    assert not torch.equal(first[0], first[1])
