@@ -1,7 +1,16 @@
 """Networks by name, each with its normalisation inside."""
 
 from .normalise import Normalise as Normalise
+from .normalise import Normalised as Normalised
+from .preact_resnet import PreActResNet as PreActResNet
+from .published import KeyReport as KeyReport
+from .published import load_published as load_published
 from .registry import MODELS as MODELS
 from .registry import make as make
 from .registry import spec as spec
+from .resnet import ResNet as ResNet
 from .small_cnn import SmallCNN as SmallCNN
+from .vit import VisionTransformer as VisionTransformer
+from .wide_resnet import WideResNet as WideResNet
+from .zoo import PUBLISHED as PUBLISHED
+from .zoo import make_published as make_published

@@ -9,25 +9,49 @@ from torch import nn
 
 from advfast.kernels.pgd.api import nearest
 
+from .external import LIBRARIES, from_library
+from .preact_resnet import PreActResNet
+from .resnet import resnet18, resnet50
 from .small_cnn import SmallCNN
+from .vit import vit_small, vit_tiny
+from .wide_resnet import WideResNet, wrn
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"small-cnn": SmallCNN}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small-cnn": SmallCNN,
+    "resnet18": resnet18,
+    "preact-resnet18": PreActResNet,
+    "wide-resnet": WideResNet,
+    "wrn-28-10": wrn(28, 10),
+    "wrn-34-10": wrn(34, 10),
+    "wrn-34-20": wrn(34, 20),
+    "wrn-70-16": wrn(70, 16),
+    "vit-tiny": vit_tiny,
+    "vit-small": vit_small,
+    "resnet50": resnet50,
+}
 
 
 def make(name: str, **kwargs: Any) -> nn.Module:
     """A model by name, for example ``make("small-cnn", in_shape=(1, 28, 28), classes=10)``.
 
-    The model remembers its name and arguments (see `spec`).
+    ``"timm:NAME"`` and ``"torchvision:NAME"`` are made by that library, see `from_library`. The model remembers its
+    name and arguments (see `spec`).
 
     Raises:
         ValueError: unknown name, with the nearest one; or bad arguments.
         TypeError: arguments that the model does not have.
+        ImportError: the library is not installed.
     """
-    if name not in MODELS:
+    library, _, own_name = name.partition(":")
+    if library in LIBRARIES and own_name:
+        model, kwargs = from_library(library, own_name, **kwargs)
+    elif name in MODELS:
+        model = MODELS[name](**kwargs)
+    else:
         raise ValueError(
-            f"unknown model {name!r}; expected one of {', '.join(MODELS)}{nearest(name, list(MODELS))}"
+            f"unknown model {name!r}; expected one of {', '.join(MODELS)}, "
+            f"{', '.join(f'{library}:NAME' for library in LIBRARIES)}{nearest(name, list(MODELS))}"
         )
-    model = MODELS[name](**kwargs)
     model.__dict__["_advfast_spec"] = {"name": name, "kwargs": kwargs}
     return model
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .normalise import Normalise
+from .normalise import input_layer
 
 
 class SmallCNN(nn.Module):
@@ -32,16 +32,8 @@ class SmallCNN(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if len(in_shape) != 3 or in_shape[0] < 1 or min(in_shape[1:]) < 4:
-            raise ValueError(f"in_shape must be (C, H, W) with sides of 4 or more, got {in_shape}")
-        if classes < 2:
-            raise ValueError(f"classes must be 2 or more, got {classes}")
+        self.normalise = input_layer(in_shape, classes, mean, std)
         channels, height, width = in_shape
-        mean = [0.0] * channels if mean is None else mean
-        std = [1.0] * channels if std is None else std
-        if len(mean) != channels:
-            raise ValueError(f"mean and std must have {channels} values, got {len(mean)}")
-        self.normalise = Normalise(mean, std)
         if min(height, width) >= 16:
             maps = 32
             height, width = height // 2 // 2, width // 2 // 2
