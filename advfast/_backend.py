@@ -16,7 +16,19 @@ from typing import Any
 import torch
 
 IMPLS = ("reference", "cpp", "cuda", "triton")
-OPS = ("pgd_step_", "project_", "random_start")
+OPS = ("pgd_step_", "project_", "random_start", "conv2d_input_grad")
+
+NOT_MADE = "it is not made for this op"
+
+_NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")}
+"""Implementations that an op does not have: on a GPU the library behind torch is hard to beat there."""
+
+_FLOAT32: dict[str, tuple[str, ...]] = {
+    "pgd_step_": ("cuda", "triton"),
+    "project_": ("cuda", "triton"),
+}
+_FLOAT32 |= {"random_start": ("cuda", "triton"), "conv2d_input_grad": ("cpp",)}
+"""Implementations that take float32 alone."""
 
 
 @functools.cache
@@ -41,10 +53,12 @@ def triton_interprets() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _why_not(impl: str, device_type: str) -> str | None:
+def _why_not(op: str, impl: str, device_type: str) -> str | None:
     """Why `impl` cannot run on this kind of device; None if it can."""
     if impl == "reference":
         return None
+    if impl in _NOT_MADE.get(op, ()):
+        return NOT_MADE
     if impl == "cpp":
         if device_type != "cpu":
             return f"it runs on the CPU and the tensors are on {device_type}"
@@ -84,7 +98,7 @@ def available_impls(op: str, device: torch.device | str | None = None) -> tuple[
     # The interpreter is a checking tool: it never serves a request for the best implementation.
     if device.type == "cpu":
         order = ("cpp", "reference", "triton", "cuda")
-    return tuple(impl for impl in order if _why_not(impl, device.type) is None)
+    return tuple(impl for impl in order if _why_not(op, impl, device.type) is None)
 
 
 def resolve_impl(op: str, impl: str, device: torch.device, *, float32: bool) -> str:
@@ -109,13 +123,16 @@ def resolve_impl(op: str, impl: str, device: torch.device, *, float32: bool) -> 
 def _resolve(op: str, impl: str, device_type: str, float32: bool) -> str:
     if impl == "auto":
         for name in available_impls(op, device_type):
-            if float32 or name not in ("cuda", "triton"):
+            if float32 or name not in _FLOAT32[op]:
                 return name
     if impl not in IMPLS:
         raise ValueError(f"{op}: impl must be one of auto, {', '.join(IMPLS)}, got {impl!r}")
-    reason = _why_not(impl, device_type)
-    if reason is None and impl in ("cuda", "triton") and not float32:
-        reason = "it takes float32 images (float64: reference and cpp)"
+    reason = _why_not(op, impl, device_type)
+    if reason is None and impl in _FLOAT32[op] and not float32:
+        others = ", ".join(
+            name for name in IMPLS if name not in (*_FLOAT32[op], *_NOT_MADE.get(op, ()))
+        )
+        reason = f"it takes float32 tensors (others: {others})"
     if reason is not None:
         raise RuntimeError(f"{op}: impl={impl!r} is not available: {reason}")
     return impl
@@ -152,7 +169,6 @@ def info() -> dict[str, Any]:
     else:
         cuda = "not built: nvcc was not found, or ADVFAST_CUDA=off"
     devices = {"cpp": "cpu", "cuda": "cuda" if gpu else "cpu", "triton": "cuda" if gpu else "cpu"}
-    impls = {impl: _why_not(impl, devices.get(impl, "cpu")) or "available" for impl in IMPLS}
     from advfast import __version__
 
     return {
@@ -165,5 +181,10 @@ def info() -> dict[str, Any]:
         "cuda": cuda,
         "gpu": gpu or "none seen by torch",
         "triton": triton_version() or "not installed",
-        "ops": {op: impls for op in OPS},
+        "ops": {
+            op: {
+                impl: _why_not(op, impl, devices.get(impl, "cpu")) or "available" for impl in IMPLS
+            }
+            for op in OPS
+        },
     }

@@ -66,6 +66,18 @@ struct RandomStartArgs {
 void random_start_cpu(const RandomStartArgs& args, int threads);
 void random_start_cuda(const RandomStartArgs& args, int device, void* stream);
 
+// Gradient of a 2-d convolution (one group, dilation 1) with respect to its input; made for few input channels.
+struct ConvInputGradArgs {
+    const float* grad = nullptr;   // [B, outputs, out_h, out_w] in grad_layout
+    const float* weight = nullptr; // [outputs, inputs, kernel_h, kernel_w]
+    float* out = nullptr;          // [B, inputs, height, width] in layout
+    int64_t batch = 0, inputs = 1, outputs = 1;
+    int64_t height = 1, width = 1, out_h = 1, out_w = 1;
+    int64_t kernel_h = 1, kernel_w = 1, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0;
+    Layout grad_layout = Layout::nchw, layout = Layout::nchw;
+};
+void conv_input_grad_cpu(const ConvInputGradArgs& args, int threads);
+
 // Name of the instruction set that the CPU kernels use on this machine: "avx512", "avx2" or "baseline".
 const char* cpu_isa();
 // For tests: use this instruction set from now on ("" = the best one). False if this machine lacks it.

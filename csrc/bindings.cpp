@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -73,6 +74,23 @@ RandomStartArgs start_args(Address x, Address x0, Address seed, Address sample_i
     return args;
 }
 
+ConvInputGradArgs conv_args(Address grad, Address weight, Address out, std::array<int64_t, 3> batch,
+                            std::array<int64_t, 4> sides, std::array<int64_t, 2> kernel, std::array<int64_t, 2> stride,
+                            std::array<int64_t, 2> padding, int grad_layout, int layout) {
+    ConvInputGradArgs args;
+    args.grad = pointer<const float>(grad);
+    args.weight = pointer<const float>(weight);
+    args.out = pointer<float>(out);
+    args.batch = batch[0], args.inputs = batch[1], args.outputs = batch[2];
+    args.height = sides[0], args.width = sides[1], args.out_h = sides[2], args.out_w = sides[3];
+    args.kernel_h = kernel[0], args.kernel_w = kernel[1];
+    args.stride_h = stride[0], args.stride_w = stride[1];
+    args.pad_h = padding[0], args.pad_w = padding[1];
+    args.grad_layout = static_cast<Layout>(grad_layout);
+    args.layout = static_cast<Layout>(layout);
+    return args;
+}
+
 template <class Args, class... Rest> py::cpp_function on_cpu(Args (*build)(Rest...), void (*run)(const Args&, int)) {
     return py::cpp_function([build, run](int threads, Rest... rest) {
         const Args args = build(rest...);
@@ -95,6 +113,7 @@ py::cpp_function on_cuda(Args (*build)(Rest...), void (*run)(const Args&, int, v
 PYBIND11_MODULE(_C, m) {
     m.attr("pgd_step_cpu") = on_cpu(step_args, pgd_step_cpu);
     m.attr("random_start_cpu") = on_cpu(start_args, random_start_cpu);
+    m.attr("conv_input_grad_cpu") = on_cpu(conv_args, conv_input_grad_cpu);
 #if defined(ADVFAST_WITH_CUDA)
     m.attr("pgd_step_cuda") = on_cuda(step_args, pgd_step_cuda);
     m.attr("random_start_cuda") = on_cuda(start_args, random_start_cuda);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from advfast.kernels.pgd.api import L2_ORDERS, Bounds, Number, check_norm
 
 from . import checks
 from .engine import ascend
+from .first_layer import fast_first_layer
 from .losses import LOSSES, MIN_CLASSES, Loss, check_loss
 from .state import BN_MODES, crafting, parameter_dtype
 
@@ -45,8 +46,9 @@ class PGDAttack:
         bounds: (lo, hi) of a pixel, each a number or one value a channel; None for no box.
         bn: "eval": crafts with the whole model in eval mode. "train": with the modes of a model in train mode, running
             statistics put back. "train-update": the same, and running statistics move.
-        fold: permits the engine to change the arithmetic (fold BN, layout, compile). False: exactly the plain loop.
-            No such change is made yet, so both give the bits of the plain loop.
+        fold: permits the engine to change the arithmetic within rounding. False: exactly the bits of the plain loop. So
+            far it changes one thing: on a CPU the input gradient of a first convolution (at most 4 channels, float32)
+            is `advfast.kernels.conv2d_input_grad`, which sums in another order.
         precision: "fp32": the model runs in its own dtype, also under an outer autocast. "bf16", "fp16": it runs under
             autocast, with the iterate, the loss and the softmax in float32 and the logit gradient rescaled.
         capture: "auto" or "off"; CUDA-graph capture is not built yet and "required" raises.
@@ -199,10 +201,13 @@ class PGDAttack:
         clean: Tensor | None = None
         least = MIN_CLASSES.get(self.loss, 1) if isinstance(self.loss, str) else 1
         unchecked = self.check
+        first_layer = fast_first_layer(self.model, x0) if self.fold else nullcontext()
 
         def forward(model_input: Tensor) -> Tensor:
             nonlocal unchecked
-            logits = checks.check_logits(self.model(model_input), batch, least, self.loss)
+            with first_layer:
+                output = self.model(model_input)
+            logits = checks.check_logits(output, batch, least, self.loss)
             if unchecked:
                 unchecked = False
                 checks.check_values(x0, self.bounds, labels, logits.shape[1])

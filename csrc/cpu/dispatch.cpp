@@ -20,6 +20,7 @@ struct Isa {
     const char* name;
     void (*pgd_step)(const PgdStepArgs&, Range, int64_t*);
     void (*random_start)(const RandomStartArgs&, Range);
+    void (*conv_input_grad)(const ConvInputGradArgs&, Range, float*);
     bool available;
 };
 
@@ -29,10 +30,11 @@ std::vector<Isa> find_isas() {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    isas.push_back({"avx512", avx512::pgd_step, avx512::random_start, avx512});
-    isas.push_back({"avx2", avx2::pgd_step, avx2::random_start, __builtin_cpu_supports("avx2") != 0});
+    isas.push_back({"avx512", avx512::pgd_step, avx512::random_start, avx512::conv_input_grad, avx512});
+    isas.push_back(
+        {"avx2", avx2::pgd_step, avx2::random_start, avx2::conv_input_grad, __builtin_cpu_supports("avx2") != 0});
 #endif
-    isas.push_back({"baseline", baseline::pgd_step, baseline::random_start, true});
+    isas.push_back({"baseline", baseline::pgd_step, baseline::random_start, baseline::conv_input_grad, true});
     return isas;
 }
 
@@ -139,6 +141,22 @@ void random_start_cpu(const RandomStartArgs& args, int threads) {
     const Isa& chosen = isa();
     parallel_for(args.batch, useful_threads(threads, args.batch * args.channels * args.spatial),
                  [&](int, int64_t begin, int64_t end) { chosen.random_start(args, {begin, end}); });
+}
+
+void conv_input_grad_cpu(const ConvInputGradArgs& args, int threads) {
+    const int64_t columns = args.inputs * args.kernel_h * args.kernel_w;
+    const int64_t work = args.batch * args.outputs * args.out_h * args.out_w * columns;
+    if (args.batch * args.inputs * args.height * args.width == 0)
+        return;
+    // Packed weights (whole groups of columns), the padded image, one packed row: see conv.cpp.
+    const int64_t floats = (columns + 16) * args.outputs +
+                           args.inputs * conv_padded_rows(args) * args.stride_w * conv_phase(args) +
+                           args.outputs * kConvPositions;
+    const Isa& chosen = isa();
+    parallel_for(args.batch, useful_threads(threads, work), [&](int, int64_t begin, int64_t end) {
+        std::vector<float> scratch(static_cast<size_t>(floats));
+        chosen.conv_input_grad(args, {begin, end}, scratch.data());
+    });
 }
 
 } // namespace advfast

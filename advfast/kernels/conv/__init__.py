@@ -1,0 +1,1 @@
+from .api import conv2d_input_grad as conv2d_input_grad
