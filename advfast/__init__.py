@@ -7,8 +7,12 @@ from . import kernels as kernels
 from ._backend import available_impls as available_impls
 from ._backend import info as info
 from .attacks import PGDAttack as PGDAttack
+from .evaluation import AttackFailed as AttackFailed
 from .evaluation import EvalReport as EvalReport
 from .evaluation import evaluate as evaluate
+from .training import NonFiniteLoss as NonFiniteLoss
+from .training import SweepResult as SweepResult
 from .training import TrainResult as TrainResult
 from .training import load as load
+from .training import sweep as sweep
 from .training import train as train

@@ -1,111 +1,262 @@
-"""The training loop: a method makes the loss of a batch, the loop does everything else."""
+"""The training loop: a method crafts images and makes the loss, the loop does everything else."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from advfast.data import Source, batches
+from advfast.data import Batch
+from advfast.graphs import nvtx_range
 
+from .callbacks import Callbacks, TrainState
+from .interrupt import Interrupt
 from .methods import Method
+from .modifiers import Modifier
+from .schedules import Schedule
 
 
 class NonFiniteLoss(ArithmeticError):
     """The loss became NaN or infinite; what had been saved before is still there."""
 
 
-class Callback(Protocol):
-    """Told of progress; changes nothing."""
+class Batches(Protocol):
+    """What the loop reads from: `advfast.data.Loader`, or a foreign DataLoader behind the same face."""
 
-    def on_step_end(self, loss: float, accuracy: float, images_per_second: float) -> None: ...
+    stateful: bool
+    """batches(epoch, start) can be repeated exactly."""
 
-    def on_epoch_end(self, row: dict[str, float]) -> None: ...
+    def __len__(self) -> int: ...
 
-
-def steps_of(samples: int, batch_size: int) -> int:
-    """Steps an epoch.
-
-    A last batch of a single sample is left out: batch normalisation has no variance of one sample. The order is new in
-    every epoch, so it is not always the same one.
-    """
-    whole, rest = divmod(samples, batch_size)
-    return whole + (rest > 1) or 1
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
-def run_epochs(
-    model: nn.Module,
-    method: Method,
-    source: Source,
-    *,
-    epochs: int,
-    batch_size: int,
-    optimizer: torch.optim.Optimizer,
-    learning_rate: Callable[[int], float],
-    order: torch.Generator,
-    device: torch.device,
-    validate: Callable[[], tuple[float, float]],
-    callbacks: Sequence[Callback] = (),
-) -> Iterator[dict[str, float]]:
-    """Trains; hands over after each epoch.
+class Loop:
+    """Steps and epochs of one run; what it carries besides the weights is in `state_dict`.
 
     Args:
-        learning_rate: step of the whole run, from 0 -> learning rate.
-        order: draws the order of the samples.
-        validate: () -> (clean, robust) accuracy on the held-out split; called in any mode after each epoch.
-
-    Yields:
-        The row of the history.
-
-    Raises:
-        NonFiniteLoss: before the step that would have spoilt the weights.
+        state: of the run, as callbacks see it.
+        method: epoch -> method, so that a run may begin with another one.
+        loader: batches of an epoch.
+        schedule: step of the whole run -> learning rate.
+        modifiers: in order.
+        scaler: of the loss, for fp16.
+        clip_grad: greatest l2 norm of the gradient of all weights together; None for no limit.
+        callbacks: told after every step.
+        interrupt: asked after every step.
     """
-    step = 0
-    count = steps_of(len(source), batch_size)
-    for epoch in range(1, epochs + 1):
-        model.train()
-        started = time.perf_counter()
-        loss_sum, correct, seen, lr = 0.0, 0, 0, 0.0
-        loader = batches(source, batch_size, device=device, order=order)
-        for _, (images, labels, _) in zip(range(count), loader, strict=False):
-            lr = learning_rate(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss, logits = method(images, labels)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise NonFiniteLoss(
-                    f"the loss became {value} at step {step + 1} (epoch {epoch} of {epochs}, "
-                    f"learning rate {lr:.3g}); training stopped before that step. A lower "
-                    "learning rate usually helps"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            right = int((logits.detach().argmax(1) == labels).sum())
-            loss_sum += value * len(labels)
-            correct += right
-            seen += len(labels)
-            speed = seen / (time.perf_counter() - started)
-            for callback in callbacks:
-                callback.on_step_end(value, right / len(labels), speed)
-        seconds = time.perf_counter() - started
-        clean, robust = validate()
-        row = {
-            "epoch": epoch,
-            "lr": lr,
-            "train_loss": loss_sum / seen,
-            "train_accuracy": correct / seen,
-            "val_clean": clean,
-            "val_robust": robust,
-            "seconds": seconds,
-            "images_per_second": seen / seconds,
+
+    def __init__(
+        self,
+        state: TrainState,
+        *,
+        method: Callable[[int], Method],
+        loader: Batches,
+        schedule: Schedule,
+        modifiers: Sequence[Modifier],
+        scaler: torch.amp.GradScaler,
+        clip_grad: float | None,
+        callbacks: Callbacks,
+        interrupt: Interrupt,
+        device: torch.device,
+    ) -> None:
+        self.state = state
+        self.method = method
+        self.loader = loader
+        self.schedule = schedule
+        self.modifiers = modifiers
+        self.scaler = scaler
+        self.clip_grad = clip_grad
+        self.callbacks = callbacks
+        self.interrupt = interrupt
+        self.between: Callable[[], None] = lambda: None
+        """Called after every step, before `stop` is looked at."""
+        self.device = device
+        self.epoch, self.step = 1, 0
+        self._reset(None)
+
+    def _reset(self, saved: dict[str, Any] | None) -> None:
+        saved = saved or {"loss_sum": 0.0, "correct": 0, "seen": 0, "seconds": 0.0}
+        # Sums stay on the device: reading them in every step would make a GPU wait for the CPU.
+        self._loss_sum = torch.tensor(saved["loss_sum"], dtype=torch.float64, device=self.device)
+        self._correct = torch.tensor(saved["correct"], device=self.device)
+        self._seen = int(saved["seen"])
+        self._seconds = float(saved["seconds"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands inside an epoch."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "lr": self.state.lr,
+            "loss_sum": float(self._loss_sum),
+            "correct": int(self._correct),
+            "seen": self._seen,
+            "seconds": self._seconds,
         }
-        for callback in callbacks:
-            callback.on_epoch_end(row)
-        yield row
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.epoch, self.step = int(saved["epoch"]), int(saved["step"])
+        self.state.lr = float(saved["lr"])
+        self._reset(saved)
+        self._show()
+
+    def next_epoch(self) -> None:
+        """Callbacks see the epoch that has ended until the next one begins."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self._reset(None)
+
+    def _show(self) -> None:
+        self.state.epoch, self.state.step = self.epoch, self.step
+
+    def train_epoch(self) -> dict[str, float]:
+        """What is left of the epoch at hand.
+
+        Returns:
+            Its row of the history, without validation.
+
+        Raises:
+            NonFiniteLoss: the loss, or a weight after the last step, is NaN or infinite.
+            Stopped: a signal came; the step at hand is finished.
+        """
+        state = self.state
+        self._show()
+        watch = _Watch(self.device)
+        state.model.train()
+        before = self._seconds
+        started = time.perf_counter()
+        # Closed also when a step raises, so that what reads ahead ends.
+        with ExitStack() as stack:
+            batches = self.loader.batches(self.epoch, self.step)
+            stack.callback(getattr(batches, "close", lambda: None))
+            for batch in batches:
+                with nvtx_range("advfast.train_step"):
+                    self._step(batch, watch)
+                self._seconds = before + time.perf_counter() - started
+                state.images_per_second = self._seen / max(self._seconds, 1e-9)
+                self.callbacks.call("on_step_end", state)
+                self.between()
+                if state.stop:
+                    break
+                self.interrupt.check()
+            watch.finish()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._seconds = before + time.perf_counter() - started
+        self._check_weights()
+        return {
+            "epoch": state.epoch,
+            "lr": state.lr,
+            "train_loss": float(self._loss_sum) / self._seen,
+            "train_accuracy": int(self._correct) / self._seen,
+        }
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """The last columns of the row."""
+        return {"seconds": self._seconds, "images_per_second": self._seen / self._seconds}
+
+    def _step(self, batch: Batch, watch: _Watch) -> None:
+        state, optimizer = self.state, self.state.optimizer
+        method = self.method(self.epoch)
+        state.lr = self.schedule(state.global_step)
+        for group in optimizer.param_groups:
+            group["lr"] = state.lr
+        for modifier in self.modifiers:
+            batch = modifier.batch(batch)
+        with nvtx_range("advfast.craft"):
+            images = method.craft(batch)
+        with nvtx_range("advfast.update"):
+            loss, logits = method.loss(images, batch)
+            watch.see(loss.detach(), self._where())
+            optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            if self.clip_grad is not None:
+                self.scaler.unscale_(optimizer)
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        for modifier in self.modifiers:
+            modifier.after_step(state.model)
+        self.step += 1
+        self._show()
+        state.batch = batch
+        state.loss = loss.detach()
+        state.correct = (logits.detach().argmax(1) == batch.labels).sum()
+        self._loss_sum += state.loss.double() * len(batch.labels)
+        self._correct += state.correct
+        self._seen += len(batch.labels)
+
+    def _where(self) -> str:
+        state = self.state
+        return (
+            f"step {state.global_step + 1} (epoch {state.epoch} of {state.epochs}, "
+            f"learning rate {state.lr:.3g})"
+        )
+
+    def _check_weights(self) -> None:
+        # A finite loss can have a gradient that is not; the next loss would tell, but saving comes first.
+        with torch.no_grad():
+            norms = torch._foreach_norm([p.detach() for p in self.state.model.parameters()])
+        if not torch.stack([norm.double() for norm in norms]).isfinite().all():
+            raise NonFiniteLoss(
+                f"weights became NaN or infinite in epoch {self.state.epoch} of "
+                f"{self.state.epochs}. A lower learning rate usually helps"
+            )
+
+
+class _Watch:
+    """Finds the first loss that is not finite.
+
+    On a CPU before the step that it would spoil. On a GPU a value is looked at one step later, when it has long
+    arrived: looking at once would leave the GPU without work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._late = device.type == "cuda"
+        self._pending: tuple[Tensor, torch.cuda.Event, str] | None = None
+
+    def see(self, loss: Tensor, where: str) -> None:
+        if not self._late:
+            _check(loss.item(), where)
+            return
+        host = torch.empty((), dtype=loss.dtype, pin_memory=True)
+        host.copy_(loss, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        pending, self._pending = self._pending, (host, event, where)
+        self._read(pending)
+
+    def finish(self) -> None:
+        pending, self._pending = self._pending, None
+        self._read(pending)
+
+    @staticmethod
+    def _read(pending: tuple[Tensor, torch.cuda.Event, str] | None) -> None:
+        if pending is not None:
+            host, event, where = pending
+            event.synchronize()
+            _check(host.item(), where)
+
+
+def _check(value: float, where: str) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteLoss(
+            f"the loss became {value} at {where}; training stopped. "
+            "A lower learning rate usually helps"
+        )
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module, modifiers: Sequence[Modifier]) -> Iterator[None]:
+    """The model with the weights that are evaluated and saved, for example averaged ones."""
+    with ExitStack() as stack:
+        for modifier in modifiers:
+            stack.enter_context(modifier.evaluating(model))
+        yield

@@ -4,83 +4,110 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
+import time
 from typing import Any
 
 from tqdm import tqdm
 
+from .callbacks import TrainState
+
 _LINES = 10
 """At most about this many lines where there is no terminal."""
 
+_SECONDS = 0.2
+"""Between two readings of the loss: reading it makes a GPU wait for the CPU."""
+
 
 class Progress:
-    """A callback of the loop; says at once what runs and where it writes.
+    """A callback; says at once what runs and where it writes.
 
     Args:
-        config: the settings of the run.
-        steps: steps an epoch.
-        trained_on: "adversarial" or "clean": what the accuracy on the batch is of.
-        folder: where the run writes.
-        shown: False shows nothing.
+        environment: of the run, see `TrainResult`.
+        trains_on: "adversarial" or "clean": what the accuracy on the batch is of.
+        note: a further line to show at the beginning.
     """
 
-    def __init__(
-        self, config: dict[str, Any], steps: int, trained_on: str, folder: Path, shown: bool
-    ) -> None:
-        self._epochs = epochs = config["epochs"]
-        self._accuracy = "robust" if trained_on == "adversarial" else "accuracy"
-        self._terminal = shown and sys.stderr.isatty()
-        self._lines = shown and not self._terminal
-        self._every = math.ceil(epochs / _LINES)
+    def __init__(self, environment: dict[str, Any], trains_on: str, note: str = "") -> None:
+        self._environment = environment
+        self._accuracy = "robust" if trains_on == "adversarial" else "accuracy"
+        self._trains_on = trains_on
+        self._note = note
+        self._terminal = sys.stderr.isatty()
         self._batch = ""
         self._validation = ""
-        if shown:
-            print(_settings(config, trained_on, folder), file=sys.stderr, flush=True)
+        self._read = 0.0
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, state: TrainState) -> None:
+        _say(_settings(state, self._environment, self._trains_on))
+        if self._note:
+            _say(self._note)
+        self._every = math.ceil(state.epochs / _LINES)
         self._bar = tqdm(
-            total=epochs * steps,
-            desc=f"epoch 1/{epochs}",
+            total=state.epochs * state.steps_per_epoch,
+            initial=state.global_step,
+            desc=f"epoch {state.epoch}/{state.epochs}",
             unit="step",
             disable=not self._terminal,
             bar_format="{desc} {percentage:3.0f}%|{bar:10}| {elapsed}<{remaining}{postfix}",
         )
 
-    def on_step_end(self, loss: float, accuracy: float, images_per_second: float) -> None:
-        if self._terminal:
-            self._batch = f"loss {loss:.3f}, {self._accuracy} {accuracy:.0%}, {images_per_second:.0f} images/s"
+    def on_step_end(self, state: TrainState) -> None:
+        if not self._terminal or self._bar is None:
+            return
+        if state.step == 1:
+            self._bar.set_description_str(f"epoch {state.epoch}/{state.epochs}", refresh=False)
+        now = time.monotonic()
+        if now - self._read >= _SECONDS and state.batch is not None:
+            self._read = now
+            accuracy = state.correct.item() / len(state.batch.labels)
+            self._batch = (
+                f"loss {state.loss.item():.3f}, {self._accuracy} {accuracy:.0%}, "
+                f"{state.images_per_second:.0f} images/s"
+            )
             self._bar.set_postfix_str(self._batch + self._validation, refresh=False)
-            self._bar.update()
+        self._bar.update()
 
-    def on_epoch_end(self, row: dict[str, float]) -> None:
-        epoch = int(row["epoch"])
+    def on_epoch_end(self, state: TrainState) -> None:
+        row, epoch, epochs = state.row, state.epoch, state.epochs
         held_out = f"held out: clean {row['val_clean']:.1%}, robust {row['val_robust']:.1%}"
         self._validation = f" | {held_out}"
-        if self._terminal:
-            self._bar.set_description_str(f"epoch {min(epoch + 1, self._epochs)}/{self._epochs}")
+        if self._terminal and self._bar is not None:
             self._bar.set_postfix_str(self._batch + self._validation)
-        if self._lines and (epoch % self._every == 0 or epoch in (1, self._epochs)):
-            print(
-                f"epoch {epoch}/{self._epochs}: loss {row['train_loss']:.3f}, {self._accuracy} "
-                f"{row['train_accuracy']:.1%}, {row['images_per_second']:.0f} images/s; {held_out}",
-                file=sys.stderr,
-                flush=True,
+        elif epoch % self._every == 0 or epoch in (1, epochs) or state.stop:
+            _say(
+                f"epoch {epoch}/{epochs}: loss {row['train_loss']:.3f}, {self._accuracy} "
+                f"{row['train_accuracy']:.1%}, {row['images_per_second']:.0f} images/s; {held_out}"
             )
 
-    def close(self) -> None:
-        self._bar.close()
+    def on_train_end(self, state: TrainState) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
-def _settings(config: dict[str, Any], trained_on: str, folder: Path) -> str:
-    samples = config["samples"]
-    model = config["model"].get("name") or config["model"]["class"]
-    threads = f", {config['threads']} threads" if config["device"] == "cpu" else ""
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _settings(state: TrainState, environment: dict[str, Any], trains_on: str) -> str:
+    config = state.config
+    samples = environment["samples"]
+    model = environment["model"].get("name") or environment["model"]["class"]
+    machine = environment["device"]
+    if machine == "cpu":
+        machine += f", {environment['threads']} thread" + "s" * (environment["threads"] > 1)
+    machine += f", {environment['precision']}"
     attack = f"{config['norm']} eps {config['eps']:.4g}"
-    if trained_on == "adversarial":
+    if trains_on == "adversarial":
         attack += f", alpha {config['alpha']:.4g}, {config['steps']} steps"
     else:
         attack = f"evaluated at {attack}"
+    shown = {name: "?" if count is None else count for name, count in samples.items()}
     return (
-        f"{config['method']}: {model} on {config['data']} ({samples['train']} training images, "
-        f"{samples['val']} held out, {samples['test']} test), {config['device']}{threads}\n"
-        f"{attack}; {config['epochs']} epochs, batch size {config['batch_size']}, "
-        f"learning rate {config['lr']:g}, seed {config['seed']}; writes to {folder}"
-    ).replace(", 1 threads", ", 1 thread")
+        f"{config['method']}: {model} on {environment['data']} "
+        f"({shown['train']} training images, {shown['val']} held out, {shown['test']} test), "
+        f"{machine}\n"
+        f"{attack}; {state.epochs} epochs, batch size {config['batch_size']}, "
+        f"learning rate {config['lr']:g} ({config['schedule']}), "
+        f"seed {config['seed']}; writes to {state.folder}"
+    )

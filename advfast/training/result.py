@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from torch import nn
 
 from advfast.evaluation import EvalReport
+
+from .names import BEST, LAST, PICTURE, RESULTS
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,11 @@ class TrainResult:
             pgd-at), val_clean, val_robust, seconds, images_per_second.
         best: the epoch that was best on the held-out split.
         last: the last epoch.
-        path: folder with best.pt, last.pt, history.csv, config.json, results.json and adversarial.png.
-        picture: the PNG, or None where it could not be drawn.
-        config: the settings, as in config.json.
-        seconds: wall time of everything.
+        path: folder with best.pt, last.pt, history.csv, history.json, config.yaml, results.json and the pictures.
+        picture: PNG of adversarial images, or None where it could not be drawn.
+        config: the arguments, as in config.yaml.
+        environment: what they met: samples, device, threads, versions.
+        seconds: wall time of everything, earlier parts of a resumed run included.
     """
 
     model: nn.Module
@@ -60,13 +64,57 @@ class TrainResult:
     path: Path
     picture: Path | None
     config: dict[str, Any]
+    environment: dict[str, Any]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """What results.json holds."""
         return {
             "config": self.config,
+            "environment": self.environment,
             "best": self.best.to_dict(),
             "last": self.last.to_dict(),
             "seconds": self.seconds,
         }
+
+
+def read_result(
+    folder: Path,
+    model: nn.Module,
+    history: list[dict[str, float]],
+) -> TrainResult:
+    """The result of a run that is complete; `model` has the best weights already.
+
+    Raises:
+        ValueError: results.json is damaged.
+    """
+    path = folder / RESULTS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        selected = {
+            name: Selected(
+                content[name]["epoch"],
+                content[name]["metrics"],
+                None
+                if content[name]["test"] is None
+                else EvalReport.from_dict(content[name]["test"]),
+                folder / file,
+            )
+            for name, file in (("best", BEST), ("last", LAST))
+        }
+        picture = folder / PICTURE
+        return TrainResult(
+            model=model.eval(),
+            history=history,
+            best=selected["best"],
+            last=selected["last"],
+            path=folder,
+            picture=picture if picture.exists() else None,
+            config=content["config"],
+            environment=content["environment"],
+            seconds=content["seconds"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it and resume to evaluate the run again"
+        ) from error

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from advfast import models
-from advfast.training import checkpoint, files, load
+from advfast.training import checkpoint, load, names
 
 
 @pytest.fixture
@@ -88,23 +88,27 @@ def test_not_a_checkpoint(tmp_path, saved):
         load(tmp_path / "none.pt")
 
 
-def test_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    files.write_atomic(path, lambda stream: stream.write(b"old"))
-
-    def fails(stream):
-        stream.write(b"half of the new")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        files.write_atomic(path, fails)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-    files.write_atomic(path, lambda stream: stream.write(b"new"))
-    assert path.read_bytes() == b"new"
-
-
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot make the folder"):
-        files.run_folder(tmp_path / "file" / "run", "name", overwrite=False)
+        names.run_folder(tmp_path / "file" / "run", "name", overwrite=False, resume=False)
+
+
+def test_published_weights(tmp_path):
+    # The names of Rice et al.'s PreActResNet-18, saved behind DataParallel.
+    made = models.make("preact-resnet18", in_shape=(3, 16, 16), classes=4, width=4)
+    theirs = {}
+    for name, value in made.state_dict().items():
+        if not name.startswith("normalise."):
+            name = name.replace("shortcut.weight", "shortcut.0.weight")
+            theirs["module." + name] = torch.rand_like(value.float()).to(value.dtype)
+    models.load_published(made, theirs)
+    torch.save(theirs, tmp_path / "theirs.pt")
+    model = models.make("preact-resnet18", in_shape=(3, 16, 16), classes=4, width=4)
+    assert load(tmp_path / "theirs.pt", model) is model
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(model(images), made.eval()(images))
+    with pytest.raises(ValueError, match="not an advfast checkpoint"):
+        load(tmp_path / "theirs.pt")
+    with pytest.raises(ValueError, match="not an advfast checkpoint"):
+        load(tmp_path / "theirs.pt", nn.Linear(4, 2))

@@ -1,17 +1,24 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advfast.data import Batch
 from advfast.training import methods
 from advfast.training.methods import pgd_at
 
-SETTINGS = methods.Settings(eps=0.1, alpha=None, steps=3, norm="linf", bn="eval")
+SETTINGS = methods.Settings(eps=0.1, alpha=None, steps=3, norm="linf")
 
 
 @pytest.fixture
 def batch():
-    return torch.rand(16, 1, 8, 8), torch.arange(16) % 3
+    return Batch(torch.rand(16, 1, 8, 8), torch.arange(16) % 3, torch.arange(16))
+
+
+def step(method, batch):
+    return method.loss(method.craft(batch), batch)
 
 
 def network():
@@ -20,7 +27,7 @@ def network():
 
 def test_standard_is_cross_entropy_on_the_images(batch):
     model = network()
-    loss, logits = methods.make("standard", model, SETTINGS)(*batch)
+    loss, logits = step(methods.make("standard", model, SETTINGS), batch)
     expected = F.cross_entropy(network_logits := model(batch[0]), batch[1])
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(logits, network_logits)
@@ -36,8 +43,8 @@ def test_pgd_at_trains_on_harder_images_inside_the_ball(batch, monkeypatch):
 
     monkeypatch.setattr(pgd_at, "PGDAttack", Spy)
     model = network()
-    images, labels = batch
-    loss, logits = methods.make("pgd-at", model, SETTINGS)(images, labels)
+    images, labels, _ = batch
+    loss, logits = step(methods.make("pgd-at", model, SETTINGS), batch)
     (adversarial,) = seen
     assert 0.09 < (adversarial - images).abs().max() <= 0.1 + 1e-7
     assert adversarial.min() >= 0
@@ -51,7 +58,7 @@ def test_pgd_at_trains_on_harder_images_inside_the_ball(batch, monkeypatch):
 @pytest.mark.parametrize(("bn", "updates"), [("eval", 1), ("train", 1), ("train-update", 4)])
 def test_pgd_at_batch_norm_policy(batch, bn, updates):
     model = network()
-    methods.make("pgd-at", model, SETTINGS._replace(bn=bn))(*batch)
+    step(methods.make("pgd-at", model, replace(SETTINGS, bn=bn)), batch)
     assert (
         model[2].num_batches_tracked == updates
     )  # one for the weights; train-update: 3 steps more
@@ -61,9 +68,9 @@ def test_pgd_at_batch_norm_policy(batch, bn, updates):
 @pytest.mark.parametrize("name", ["pgd-at", "standard"])
 def test_weight_gradient_is_that_of_the_loss_alone(batch, name):
     model = network()
-    step = methods.make(name, model, SETTINGS)(*batch)
+    loss, _ = step(methods.make(name, model, SETTINGS), batch)
     assert all(parameter.grad is None for parameter in model.parameters())
-    step.loss.backward()
+    loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 

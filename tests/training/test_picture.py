@@ -5,8 +5,8 @@ import torch
 
 from advfast import models
 from advfast.data import as_source
+from advfast.evaluation.picture import PictureSkipped, draw
 from advfast.training import train
-from advfast.training.picture import PictureSkipped, draw
 
 from .conftest import EPS, RECIPE
 
@@ -54,6 +54,9 @@ def test_without_matplotlib_the_run_ends_well(tmp_path, tiny, monkeypatch, capsy
     result = train("small-cnn", tiny, out=tmp_path, **settings)
     assert result.picture is None
     assert not (tmp_path / "adversarial.png").exists()
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "the picture was skipped: matplotlib is not installed (pip install matplotlib)"
+    assert not (tmp_path / "curves.png").exists()
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("skipped: matplotlib is not installed (pip install matplotlib)")
     )

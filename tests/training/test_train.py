@@ -2,10 +2,12 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 
 import advfast
@@ -52,8 +54,10 @@ def test_result_and_files_agree(robust):
     assert sorted(file.name for file in path.iterdir()) == [
         "adversarial.png",
         "best.pt",
-        "config.json",
+        "config.yaml",
+        "curves.png",
         "history.csv",
+        "history.json",
         "last.pt",
         "results.json",
     ]
@@ -62,10 +66,13 @@ def test_result_and_files_agree(robust):
         rows = list(csv.DictReader(stream))
     assert len(rows) == 10
     assert [float(row["val_robust"]) for row in rows] == [r["val_robust"] for r in robust.history]
-    config = json.loads((path / "config.json").read_text())
-    assert config == robust.config
+    assert json.loads((path / "history.json").read_text())["history"] == robust.history
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    given = {name: value for name, value in robust.config.items() if value is not None}
+    assert given.pop("modifiers") == []
+    assert config == given
     assert config["alpha"] == EPS / 4
-    assert config["samples"] == {"train": 1102, "val": 195, "test": 500}
+    assert robust.environment["samples"] == {"train": 1102, "val": 195, "test": 500}
     results = json.loads((path / "results.json").read_text())
     best = results["best"]["test"]["results"]["pgd-20"]
     assert best["correct"] == robust.best.test["pgd-20"].correct
@@ -152,12 +159,12 @@ def test_model_is_trained_in_place_and_holds_the_best_weights(tmp_path, tiny):
 def test_best_weights_are_those_of_the_best_epoch(tmp_path, tiny, monkeypatch):
     # Held-out accuracy is made to peak at epoch 2 of 4.
     scores = iter([0.3, 0.8, 0.5, 0.8])
-    original = train_module.run_epochs
 
     def peaked(*args, **kwargs):
-        return original(*args, **dict(kwargs, validate=lambda: (0.9, next(scores))))
+        clean, robust = SimpleNamespace(value=0.9), SimpleNamespace(value=next(scores))
+        return {"clean": clean, "pgd-10": robust}
 
-    monkeypatch.setattr(train_module, "run_epochs", peaked)
+    monkeypatch.setattr(train_module, "evaluate", peaked)
     result = train("small-cnn", tiny, out=tmp_path, **dict(RECIPE, epochs=4, steps=1))
     assert (result.best.epoch, result.last.epoch) == (2, 4)
     best, last = (train_module.checkpoint.read(tmp_path / name) for name in ("best.pt", "last.pt"))
@@ -209,7 +216,7 @@ def test_non_finite_loss_stops_and_keeps_what_was_saved(tmp_path, tiny):
 def test_diverging_run_says_at_which_step(tmp_path, tiny):
     with pytest.raises(NonFiniteLoss, match="lower learning rate"):
         train("small-cnn", tiny, out=tmp_path, **dict(RECIPE, lr=1e20))
-    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_existing_run_is_not_overwritten_by_accident(tmp_path, tiny):
@@ -280,4 +287,4 @@ def test_progress_without_a_terminal(tmp_path, tiny, capsys):
     assert "small-cnn on custom (110 training images, 20 held out, 0 test)" in lines[0]
     assert str(tmp_path) in lines[1]
     assert [line.split(":")[0] for line in lines[2:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
-    assert advfast.__version__ in (tmp_path / "config.json").read_text()
+    assert advfast.__version__ in (tmp_path / "results.json").read_text()

@@ -14,21 +14,32 @@ from .base import Step as Step
 from .pgd_at import PGDAT
 from .standard import Standard
 
-METHODS: dict[str, Callable[[nn.Module, Settings], Method]] = {
+Maker = Callable[[nn.Module, Settings], Method]
+
+METHODS: dict[str, Maker] = {
     "pgd-at": PGDAT,
     "standard": Standard,
 }
 
 
-def make(name: str, model: nn.Module, settings: Settings) -> Method:
-    """The method `name` for a model.
+def make(method: str | Maker, model: nn.Module, settings: Settings) -> Method:
+    """A method for a model, by name or by one's own class.
 
     Raises:
         ValueError: unknown name, with the nearest one, or bad settings.
+        TypeError: neither a name nor something that makes a Method.
     """
-    if name not in METHODS:
+    if callable(method):
+        made = method(model, settings)
+        if not isinstance(made, Method):
+            raise TypeError(
+                "method must be a name or a subclass of advfast.training.methods.Method, got "
+                f"something that makes a {type(made).__name__}"
+            )
+        return made
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(
-            f"unknown method {name!r}; expected one of {', '.join(METHODS)}"
-            f"{nearest(name, list(METHODS))}"
+            f"unknown method {method!r}; expected one of {', '.join(METHODS)}"
+            f"{nearest(str(method), list(METHODS))}"
         )
-    return METHODS[name](model, settings)
+    return METHODS[method](model, settings)

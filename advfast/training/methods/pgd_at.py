@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advfast.attacks import PGDAttack
+from advfast.data import Batch
 
-from .base import Settings, Step
+from .base import Method, Settings
 
 
-class PGDAT:
+class PGDAT(Method):
     """Cross-entropy on PGD adversarial images alone: min over weights of E max over |d| <= eps of CE(f(x + d), y).
 
     One uniform random start; the last iterate is trained on.
     """
 
-    trains_on = "adversarial"
-
     def __init__(self, model: nn.Module, settings: Settings) -> None:
-        self.model = model
-        # The loader has checked the images and `train` the labels: no need to in every step.
-        self.attack = PGDAttack(model, **settings._asdict(), check=False)
+        super().__init__(model, settings)
+        self.attack = PGDAttack(
+            model,
+            eps=settings.eps,
+            alpha=settings.alpha,
+            steps=settings.steps,
+            norm=settings.norm,
+            bn=settings.bn,
+            precision=settings.precision,
+            # The loader has checked the images and `train` the labels: no need to in every step.
+            check=False,
+        )
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Step:
-        logits = self.model(self.attack(images, labels))
-        return Step(F.cross_entropy(logits, labels), logits)
+    def craft(self, batch: Batch) -> Tensor:
+        return self.attack(batch.images, batch.labels)

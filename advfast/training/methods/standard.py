@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from .base import Settings, Step
+from .base import Method
 
 
-class Standard:
+class Standard(Method):
     """Cross-entropy on the images as they are; the attack settings are not used."""
 
     trains_on = "clean"
-
-    def __init__(self, model: nn.Module, settings: Settings) -> None:
-        self.model = model
-
-    def __call__(self, images: Tensor, labels: Tensor) -> Step:
-        logits = self.model(images)
-        return Step(F.cross_entropy(logits, labels), logits)

@@ -1,0 +1,206 @@
+"""The course of a run: epochs, validation, and what is saved when."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from advfast.files import write_csv, write_json
+
+from . import checkpoint, names, rng
+from .callbacks import TrainState
+from .loop import Loop, evaluating
+from .methods import Method
+
+
+class Run:
+    """Trains, validates and saves.
+
+    last.pt is written first after an epoch and is what counts: everything else (best.pt, the history files) can be made
+    again from it. So a process may be killed between any two writes.
+
+    Args:
+        loop: ready to go on.
+        method: whose state is saved, and by whose images the best epoch is chosen.
+        validate: () -> (clean, robust) accuracy on the held-out split.
+        save_every: steps between two savings inside an epoch; None saves after epochs alone.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        *,
+        method: Method,
+        validate: Callable[[], tuple[float, float]],
+        environment: dict[str, Any],
+        save_every: int | None,
+    ) -> None:
+        self.loop = loop
+        self.state: TrainState = loop.state
+        self.method = method
+        self.modifiers = loop.modifiers
+        self.callbacks = loop.callbacks
+        self.validate = validate
+        self.environment = environment
+        self.save_every = save_every
+        self.best: dict[str, float] = {}
+        self.best_state: dict[str, Tensor] = {}
+        self.last_state: dict[str, Tensor] = {}
+        self.finished = False
+        loop.between = self.between
+        self._spent = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def model(self) -> nn.Module:
+        return self.state.model
+
+    @property
+    def folder(self) -> Path:
+        return self.state.folder
+
+    @property
+    def seconds(self) -> float:
+        return self._spent + time.perf_counter() - self._started
+
+    def train(self) -> None:
+        """All epochs that are left.
+
+        Raises:
+            NonFiniteLoss, Stopped, OSError: as they come; see `Loop` and `write_atomic`.
+        """
+        try:
+            self.callbacks.call("on_train_begin", self.state)
+            while not self.finished:
+                self._epoch()
+        finally:
+            self.callbacks.call("on_train_end", self.state)
+
+    def _epoch(self) -> None:
+        state = self.state
+        row = self.loop.train_epoch()
+        with evaluating(self.model, self.modifiers), self.loop.interrupt.at_once():
+            row["val_clean"], row["val_robust"] = self.validate()
+        row |= self.loop.speed
+        state.row = row
+        state.history.append(row)
+        self.finished = state.stop or self.loop.epoch == state.epochs
+        if not self.best or self._rank(row) > self._rank(self.best):
+            self.best = row
+        self.loop.next_epoch()
+        self.save()
+        if self.best is row:
+            self.best_state = self.last_state
+            self.save_best()
+        self.write_history()
+        self.callbacks.call("on_epoch_end", state)
+        if state.stop and not self.finished:
+            self.finished = True
+            self.save()
+        if not self.finished:
+            self.loop.interrupt.check()
+
+    def between(self) -> None:
+        """After every step."""
+        if self.save_every and self.state.global_step % self.save_every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """last.pt: the run as it stands, between any two steps."""
+        with evaluating(self.model, self.modifiers):
+            self.last_state = checkpoint.state_of(self.model)
+        raw = self.last_state
+        if self.modifiers:
+            raw = checkpoint.state_of(self.model)
+        checkpoint.save(
+            self.folder / names.LAST,
+            self.model,
+            self.last_state,
+            epoch=len(self.state.history),
+            metrics=self.state.row,
+            config=self.state.config,
+            run={
+                "weights": raw,
+                "optimizer": self.state.optimizer.state_dict(),
+                "scaler": self.loop.scaler.state_dict(),
+                "loop": self.loop.state_dict(),
+                "method": self.method.state_dict(),
+                "modifiers": [modifier.state_dict() for modifier in self.modifiers],
+                "rng": rng.state(),
+                "history": self.state.history,
+                "best": self.best,
+                "finished": self.finished,
+                "seconds": self.seconds,
+                "environment": self.environment,
+            },
+        )
+
+    def save_best(self) -> None:
+        """best.pt: the weights alone."""
+        checkpoint.save(
+            self.folder / names.BEST,
+            self.model,
+            self.best_state,
+            epoch=int(self.best["epoch"]),
+            metrics=self.best,
+            config=self.state.config,
+        )
+
+    def write_history(self) -> None:
+        history = self.state.history
+        if history:
+            write_csv(self.folder / names.HISTORY_CSV, history)
+            write_json(self.folder / names.HISTORY_JSON, {"history": history})
+
+    def restore(self, content: dict[str, Any]) -> None:
+        """Goes to where last.pt was written, random states included; makes good what a kill has left undone.
+
+        Raises:
+            ValueError: it does not belong to this run, or best.pt is missing.
+        """
+        run, path = content["run"], self.folder / names.LAST
+        checkpoint.fill(self.model, {**content, "state": run["weights"]}, path)
+        try:
+            self.state.optimizer.load_state_dict(run["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{path}: the optimiser does not fit: {error}") from error
+        self.loop.scaler.load_state_dict(run["scaler"])
+        self.loop.load_state_dict(run["loop"])
+        self.method.load_state_dict(run["method"])
+        for modifier, saved in zip(self.modifiers, run["modifiers"], strict=True):
+            modifier.load_state_dict(saved)
+        self.state.history[:] = run["history"]
+        self.state.row = run["history"][-1] if run["history"] else {}
+        self.finished = run["finished"]
+        self.best = run["best"]
+        self.last_state = content["state"]
+        self._spent = run["seconds"]
+        if self.best:
+            self._restore_best(content)
+        self.write_history()
+        rng.set_state(run["rng"])
+
+    def _restore_best(self, content: dict[str, Any]) -> None:
+        path = self.folder / names.BEST
+        epoch = int(self.best["epoch"])
+        saved = checkpoint.read(path) if path.exists() else None
+        if saved is not None and saved["epoch"] == epoch:
+            self.best_state = saved["state"]
+        elif content["epoch"] == epoch and not self.loop.step:
+            # Killed after last.pt and before best.pt was written.
+            self.best_state = content["state"]
+            self.save_best()
+        else:
+            found = "is missing" if saved is None else f"is of epoch {saved['epoch']}"
+            raise ValueError(
+                f"{path} {found}, but the best epoch of the run was {epoch}: put the file back, or "
+                "start again with overwrite"
+            )
+
+    def _rank(self, row: dict[str, float]) -> tuple[float, float]:
+        pair = row["val_robust"], row["val_clean"]
+        return pair if self.method.trains_on == "adversarial" else pair[::-1]
