@@ -13,34 +13,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from advfast.attacks.state import model_device
-from advfast.data import as_source, ordered
-from advfast.evaluation import EvalReport, evaluate
-from advfast.evaluation.picture import PictureSkipped, draw
+from advfast.evaluation import evaluate
 from advfast.evaluation.report import versions
-from advfast.files import clean_temporaries, write_json
+from advfast.files import clean_temporaries
 from advfast.kernels.pgd.api import check_norm
 
 from . import checkpoint, methods, names, optim, rng, schedules, setup
 from .callbacks import Callbacks, TrainState
 from .config import check_same, plain, write_config
-from .curves import draw_curves
+from .finish import finish
 from .interrupt import Interrupt, Stopped
 from .loop import Batches, Loop, NonFiniteLoss
 from .modifiers import EMA, Modifier
 from .precision import arithmetic, make_scaler, resolve_precision
 from .profiling import Profiler
 from .progress import Progress
-from .result import Selected, TrainResult, read_result
+from .result import TrainResult, read_result
 from .run import Run
 from .tensorboard import TensorBoard
 
 VAL_ATTACK = "pgd-10"
 """Robust accuracy on the held-out split, each epoch."""
-
-TEST_ATTACKS = ("clean", "pgd-20")
 
 _NOT_CONFIG = ("out", "overwrite", "resume", "progress", "callbacks")
 """Arguments that are no part of what a run is."""
@@ -214,7 +209,7 @@ def train(
         with interrupt, _explained(run), arithmetic(deterministic, device):
             run.train()
             with interrupt.at_once():
-                return _finish(run, parts, progress)
+                return finish(run, parts, progress)
 
 
 def _check(a: SimpleNamespace) -> None:
@@ -444,71 +439,3 @@ def _explained(run: Run) -> Iterator[None]:
         )
         explained.errno = error.errno
         raise explained from error
-
-
-def _finish(run: Run, parts: setup.RunData, progress: bool) -> TrainResult:
-    """Test accuracy of the best and the last weights, pictures, results.json."""
-    model, config, history, folder = run.model, run.state.config, run.state.history, run.folder
-
-    def test(state: dict[str, torch.Tensor]) -> EvalReport | None:
-        model.load_state_dict(state)
-        if parts.test is None:
-            return None
-        return evaluate(
-            model,
-            parts.test,
-            attacks=TEST_ATTACKS,
-            eps=config["eps"],
-            norm=config["norm"],
-            progress=progress,
-        )
-
-    last, best = history[-1], run.best
-    test_best = test_last = test(run.last_state)
-    if best["epoch"] != last["epoch"]:
-        test_best = test(run.best_state)
-    model.eval()
-    result = TrainResult(
-        model=model,
-        history=history,
-        best=Selected(int(best["epoch"]), best, test_best, folder / names.BEST),
-        last=Selected(int(last["epoch"]), last, test_last, folder / names.LAST),
-        path=folder,
-        picture=_pictures(run, parts, test_best, progress),
-        config=config,
-        environment=run.environment,
-        seconds=run.seconds,
-    )
-    write_json(folder / names.RESULTS, result.to_dict())
-    return result
-
-
-def _pictures(
-    run: Run, parts: setup.RunData, final: EvalReport | None, progress: bool
-) -> Path | None:
-    """Training curves, and adversarial images where there are images to show."""
-    config, path = run.state.config, run.folder / names.PICTURE
-    shown = parts.val if parts.test is None else parts.test
-    if isinstance(shown, DataLoader):
-        shown = as_source(next(iter(ordered(shown, 500, "cpu")))[:2])
-    try:
-        draw_curves(
-            run.folder / names.CURVES,
-            run.state.history,
-            title=f"{config['method']}, {run.environment['data']}, {config['norm']} eps {config['eps']:.4g}",
-            best_epoch=int(run.best["epoch"]),
-            final=final,
-        )
-        draw(
-            path,
-            run.model,
-            shown,
-            eps=config["eps"],
-            norm=config["norm"],
-            class_names=parts.class_names,
-        )
-    except PictureSkipped as reason:
-        if progress:
-            print(reason, file=sys.stderr)
-        return None
-    return path

@@ -16,12 +16,30 @@ ATTACK = "advfast/attacks/pgd.py"
 ENGINE = "advfast/attacks/engine.py"
 STATE = "advfast/attacks/state.py"
 CHECKS = "advfast/attacks/checks.py"
+CONV = "csrc/cpu/conv.cpp"
+FIRST = "advfast/attacks/first_layer.py"
+LOOP = "advfast/training/loop.py"
+RUN = "advfast/training/run.py"
+TRAIN = "advfast/training/train.py"
+FINISH = "advfast/training/finish.py"
+SETUP = "advfast/training/setup.py"
+EMA = "advfast/training/modifiers/ema.py"
+SCHEDULES = "advfast/training/schedules.py"
+METHOD = "advfast/training/methods/base.py"
+PGDAT = "advfast/training/methods/pgd_at.py"
+CHECKPOINT = "advfast/training/checkpoint.py"
+RNG = "advfast/training/rng.py"
+FILES = "advfast/files.py"
+LOADER = "advfast/data/loader.py"
+RANDOM = "advfast/data/randomness.py"
+AUGMENT = "advfast/data/augment.py"
+EVALUATE = "advfast/evaluation/evaluate.py"
 
 
 @dataclass(frozen=True)
 class Fault:
     name: str
-    impl: str  # reference | cpp | triton: its tests; cuda: those in the emulator; attack: those of PGDAttack
+    impl: str  # reference | cpp | triton: its tests; cuda: those in the emulator; others: see TESTS in run.py
     file: str
     old: str
     new: str
@@ -128,4 +146,58 @@ FAULTS = [
     fault("attack", "labels not checked", CHECKS, "if first < 0 or last >= classes:", "if False:"),
     fault("attack", "images not checked", CHECKS, "if values[2] or values[3]:", "if False:"),
     fault("attack", "sample ids ignored", ATTACK, "sample_ids=sample_ids,", "sample_ids=None,"),
+    # --- the input gradient of a first convolution
+    fault("conv", "stride ignored in rows", CONV, "oh * args.stride_h + kh", "oh + kh"),
+    fault("conv", "padding ignored", CONV, "h + args.pad_h", "h"),
+    fault("conv", "padding of columns ignored", CONV, "int64_t part = args.pad_w % args.stride_w, at = args.pad_w / args.stride_w;", "int64_t part = 0, at = 0;"),
+    fault("conv", "kernel flipped", CONV, "kh = column % in_channel / args.kernel_w;", "kh = args.kernel_h - 1 - column % in_channel / args.kernel_w;"),
+    fault("conv", "image not cleared", CONV, "padded[i] = 0.0f;", "if (sample == 0) padded[i] = 0.0f;"),
+    fault("conv", "row behind the last position", CONV, "            for (int64_t i = n; i < kPositions; ++i)\n                to[i] = 0.0f;\n", ""),
+    fault("conv", "channels of NHWC taken for NCHW", CONV, "if (args.grad_layout == Layout::nchw)", "if (true)"),
+    fault("conv", "last group of columns", CONV, "if (column >= columns)", "if (column + 1 >= columns)"),
+    fault("conv", "grouped convolutions taken", FIRST, "or groups != 1", "or False"),
+    fault("conv", "dilated convolutions taken", FIRST, "or _pair(dilation) != (1, 1)", "or False"),
+    fault("conv", "bias forgotten", FIRST, "return torch.conv2d(image, weight, bias, stride, padding)", "return torch.conv2d(image, weight, None, stride, padding)"),
+    fault("conv", "never used", FIRST, "    return _Redirect()", "    return nullcontext()"),
+    fault("conv", "compiled models redirected", FIRST, 'if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):', "if False:"),
+    fault("conv", "used with fold=False", ATTACK, "fast_first_layer(self.model, x0) if self.fold else nullcontext()", "fast_first_layer(self.model, x0)"),
+    # --- training
+    fault("train", "trains on clean images", PGDAT, "return self.attack(batch.images, batch.labels)", "return batch.images"),
+    fault("train", "no label smoothing", METHOD, "label_smoothing=self.settings.label_smoothing", "label_smoothing=0.0"),
+    fault("train", "no autocast", METHOD, "return nullcontext() if dtype is None else torch.autocast(device.type, dtype)", "return nullcontext()"),
+    fault("train", "gradients add up", LOOP, "optimizer.zero_grad(set_to_none=True)", "pass"),
+    fault("train", "no clipping", LOOP, "torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)", "pass"),
+    fault("train", "rate not set", LOOP, 'group["lr"] = state.lr', "pass"),
+    fault("train", "rate by epoch", LOOP, "state.lr = self.schedule(state.global_step)", "state.lr = self.schedule((self.epoch - 1) * state.steps_per_epoch)"),
+    fault("train", "non-finite loss passes", LOOP, "if not math.isfinite(value):", "if False:"),
+    fault("train", "non-finite weights pass", LOOP, "        self._check_weights()\n        return", "        return"),
+    fault("train", "modifier not told of the batch", LOOP, "batch = modifier.batch(batch)", "pass"),
+    fault("train", "history row counts last batch alone", LOOP, "self._seen += len(batch.labels)", "self._seen = len(batch.labels)"),
+    fault("train", "sums of the epoch not restored", LOOP, "        self._reset(saved)\n        self._show()", "        self._reset(None)\n        self._show()"),
+    fault("train", "resumes at the epoch's beginning", LOOP, 'self.epoch, self.step = int(saved["epoch"]), int(saved["step"])', 'self.epoch, self.step = int(saved["epoch"]), 0'),
+    fault("train", "optimiser not restored", RUN, 'self.state.optimizer.load_state_dict(run["optimizer"])', "pass"),
+    fault("train", "random states not restored", RUN, '        rng.set_state(run["rng"])', "        pass"),
+    fault("train", "modifiers not restored", RUN, "            modifier.load_state_dict(saved)", "            pass"),
+    fault("train", "resumes from averaged weights", RUN, '{**content, "state": run["weights"]}', "content"),
+    fault("train", "best.pt before last.pt lost", RUN, "            self.best_state = content[\"state\"]\n            self.save_best()", "            self.best_state = content[\"state\"]"),
+    fault("train", "best is the last", RUN, "if not self.best or self._rank(row) > self._rank(self.best):", "if True:"),
+    fault("train", "best by clean accuracy", RUN, 'return pair if self.method.trains_on == "adversarial" else pair[::-1]', "return pair[::-1]"),
+    fault("train", "raw weights evaluated", RUN, "with evaluating(self.model, self.modifiers), self.loop.interrupt.at_once():", "with self.loop.interrupt.at_once():"),
+    fault("train", "NumPy state forgotten", RNG, "np.random.set_state((kind, key.numpy().astype(np.uint32), position, has_gauss, gauss))", "pass"),
+    fault("train", "average decays too slowly", EMA, "weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))", "weight = 1 - self.decay"),
+    fault("train", "buffers not averaged", EMA, "if value.is_floating_point():", 'if value.is_floating_point() and "running" not in name:'),
+    fault("train", "own weights not put back", EMA, "            model.load_state_dict(own)", "            pass"),
+    fault("train", "decay a step late", SCHEDULES, "step >= share * total - 1e-6", "step > share * total"),
+    fault("train", "other data accepted", TRAIN, '(("fingerprint", "training data"), ("model", "model"))', '(("model", "model"),)'),
+    fault("train", "test set chooses", SETUP, "val_source = own_val if val is None else _part(val, \"val\")", "val_source = test_source or own_val or _part(val, \"val\")"),
+    fault("train", "held-out images stay in training", SETUP, "source.subset(kept), source.subset(held_out)", "source, source.subset(held_out)"),
+    fault("train", "picture of last weights tested", FINISH, "test_best = test(run.best_state)", "test_best = test(run.last_state)"),
+    fault("train", "file written in place", FILES, "temporary = path.with_name(f\".{path.name}.{os.getpid()}.tmp\")", "temporary = path"),
+    fault("train", "checkpoint runs code", CHECKPOINT, 'map_location="cpu", weights_only=True', 'map_location="cpu", weights_only=False'),
+    # --- data and evaluation
+    fault("data", "same order every epoch", RANDOM, "words = np.array([seed % _WORD, seed // _WORD, epoch, purpose]", "words = np.array([seed % _WORD, seed // _WORD, 0, purpose]"),
+    fault("data", "last batch of one kept", LOADER, "return whole + (rest > 1) or 1", "return whole + (rest > 0)"),
+    fault("evaluate", "broken samples count as right", EVALUATE, "right[entry.name] = clean.index_put((left,), still).cpu()", "right[entry.name] = (~clean).index_put((left,), still).cpu()"),
+    fault("evaluate", "NaN counts as right", EVALUATE, "return (logits.argmax(1) == labels) & ~nan, nan", "return logits.argmax(1) == labels, nan"),
+    fault("evaluate", "sample numbers not passed on", EVALUATE, "images[left], labels[left], numbers[left]", "images[left], labels[left], numbers[: len(left)]"),
 ]  # fmt: skip

@@ -14,7 +14,7 @@ import advfast
 from advfast import models
 from advfast.data import TensorSource, load
 from advfast.evaluation import evaluate
-from advfast.training import train
+from advfast.training import finish, train
 from advfast.training.loop import NonFiniteLoss
 
 from .conftest import EPS, RECIPE
@@ -124,6 +124,7 @@ def test_test_set_is_evaluated_once_after_training(tmp_path, tiny, monkeypatch):
         return evaluate(model, data, **kwargs)
 
     monkeypatch.setattr(train_module, "evaluate", spy)
+    monkeypatch.setattr(finish, "evaluate", spy)
     result = train("small-cnn", tiny, test=test, out=tmp_path, **dict(RECIPE, epochs=3, steps=1))
     models_tested = 1 if result.best.epoch == 3 else 2
     assert calls == [("val", 0), ("val", 1), ("val", 2), *[("test", 3)] * models_tested]
