@@ -76,10 +76,10 @@ def make_task(quick: bool) -> Task:
     train = splits.train.batch(torch.arange(len(splits.train)))
     kept, held_out = stratified_split(train[1], HELD_OUT, seed=0)
     if quick:
-        kept, held_out = kept[:4000], held_out[:200]
+        kept, held_out = kept[:6000], held_out[:200]
     test = splits.test.batch(torch.arange(500 if quick else 2000))
     parts = [(train[0][numbers], train[1][numbers]) for numbers in (kept, held_out)]
-    return Task(parts[0], parts[1], test, 2 if quick else EPOCHS)
+    return Task(parts[0], parts[1], test, 3 if quick else EPOCHS)
 
 
 def pgd(model: nn.Module, images: Tensor, labels: Tensor, alpha: float, steps: int) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from advfast import _backend
 from advfast.kernels import conv2d_input_grad
@@ -33,51 +32,62 @@ class _InputOnlyConvolution(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-class _Redirect(TorchFunctionMode):
-    """While entered, first convolutions are `_InputOnlyConvolution`."""
+class _Redirect:
+    """While entered, the given convolutions are `_InputOnlyConvolution`.
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.conv2d:
-            settings = _settings(*args, **(kwargs or {}))
-            if settings is not None:
-                return _InputOnlyConvolution.apply(*settings)
-        return function(*args, **(kwargs or {}))
+    By an attribute of each instance: only these few calls cost anything, and leaving takes it away again.
+    """
 
+    def __init__(self, convolutions: list[nn.Conv2d]) -> None:
+        self._forwards = [(module.__dict__, _forward_of(module)) for module in convolutions]
 
-def _settings(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> tuple[Any, ...] | None:
-    """(image, weight, bias, stride, padding) of a convolution that the kernel is made for; None for any other."""
-    if (
-        input.dim() != 4
-        or input.shape[1] > MOST_CHANNELS
-        or not input.requires_grad
-        or not torch.is_grad_enabled()
-        or input.dtype != torch.float32
-        or weight.dtype != torch.float32
-        or groups != 1
-        or isinstance(padding, str)
-        or _pair(dilation) != (1, 1)
-        or torch.is_autocast_enabled("cpu")
-    ):
-        return None
-    return input, weight, bias, _pair(stride), _pair(padding)
+    def __enter__(self) -> None:
+        for attributes, forward in self._forwards:
+            attributes["_conv_forward"] = forward
+
+    def __exit__(self, *exc: object) -> None:
+        for attributes, _ in self._forwards:
+            attributes.pop("_conv_forward", None)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+def _forward_of(module: nn.Conv2d) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """What stands in for nn.Conv2d._conv_forward."""
+    own = module._conv_forward
+    stride, padding = module.stride, module.padding
+
+    def forward(image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if (
+            image.dim() == 4
+            and image.requires_grad
+            and torch.is_grad_enabled()
+            and image.dtype == weight.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+        ):
+            return _InputOnlyConvolution.apply(image, weight, bias, stride, padding)
+        return own(image, weight, bias)
+
+    return forward
+
+
+def _is_meant(module: nn.Conv2d) -> bool:
+    """A convolution of few channels that computes as nn.Conv2d does, of the kind that the kernel is made for."""
+    return (
+        type(module).forward is nn.Conv2d.forward
+        and type(module)._conv_forward is nn.Conv2d._conv_forward
+        and "_conv_forward" not in module.__dict__
+        and module.in_channels <= MOST_CHANNELS
+        and module.groups == 1
+        and module.dilation == (1, 1)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
 
 
 def fast_first_layer(model: object, x: Tensor) -> AbstractContextManager:
-    """Redirects the first convolution of `model` while entered, where that is faster.
+    """The first convolution of `model` computes its input gradient by our kernel while this is entered.
 
-    That is on a CPU with the native core. A network that torch compiles is left alone: what is traced must not depend
+    On a CPU with the native core; elsewhere, and for other layers, nothing changes. While it is entered, no gradient
+    reaches the weights of that convolution. A network that torch compiles is left alone: what is traced must not depend
     on who traces it.
     """
     if x.device.type != "cpu" or x.dim() != 4 or _backend.native() is None:
@@ -85,9 +95,8 @@ def fast_first_layer(model: object, x: Tensor) -> AbstractContextManager:
     if not isinstance(model, nn.Module):
         return nullcontext()
     modules = list(model.modules())
-    if not any(isinstance(m, nn.Conv2d) and m.in_channels <= MOST_CHANNELS for m in modules):
-        return nullcontext()
     # Marks of torch.compile; asking for its classes would import it.
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):
         return nullcontext()
-    return _Redirect()
+    meant = [m for m in modules if isinstance(m, nn.Conv2d) and _is_meant(m)]
+    return _Redirect(meant) if meant else nullcontext()

@@ -205,9 +205,7 @@ class PGDAttack:
 
         def forward(model_input: Tensor) -> Tensor:
             nonlocal unchecked
-            with first_layer:
-                output = self.model(model_input)
-            logits = checks.check_logits(output, batch, least, self.loss)
+            logits = checks.check_logits(self.model(model_input), batch, least, self.loss)
             if unchecked:
                 unchecked = False
                 checks.check_values(x0, self.bounds, labels, logits.shape[1])
@@ -240,22 +238,24 @@ class PGDAttack:
         for restart in range(self.restarts):
             x = self._start(x0, eps, norm, seed, restart, sample_ids)
             if self.steps:
-                ascend(
-                    forward,
-                    x,
-                    x0,
-                    objective,
-                    steps=self.steps,
-                    alpha=alpha,
-                    eps=eps,
-                    norm=norm,
-                    bounds=self.bounds,
-                    l2_order=self.l2_order,
-                    input_dtype=input_dtype,
-                    sixteen_bit=self.precision != "fp32",
-                    nonfinite=self.nonfinite,
-                    impl=self.impl,
-                )
+                # Also around the backward pass: a checkpointed network computes its layers there once more.
+                with first_layer:
+                    ascend(
+                        forward,
+                        x,
+                        x0,
+                        objective,
+                        steps=self.steps,
+                        alpha=alpha,
+                        eps=eps,
+                        norm=norm,
+                        bounds=self.bounds,
+                        l2_order=self.l2_order,
+                        input_dtype=input_dtype,
+                        sixteen_bit=self.precision != "fp32",
+                        nonfinite=self.nonfinite,
+                        impl=self.impl,
+                    )
             if self.restarts == 1:
                 best = x
                 break

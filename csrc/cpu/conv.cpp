@@ -70,8 +70,8 @@ inline void multiply(const Row& row, float sums[kColumns][kPositions]) {
         ADVFAST_UNROLL
         for (int k = 0; k < kAtOnce; ++k)
             ADVFAST_UNROLL
-            for (int v = 0; v < kVectors; ++v)
-                store(&sums[first + k][v * kLanes], totals[k][v]);
+        for (int v = 0; v < kVectors; ++v)
+            store(&sums[first + k][v * kLanes], totals[k][v]);
     }
 }
 
@@ -124,9 +124,8 @@ struct Image {
                 return;
             const int64_t ci = column / in_channel, kh = column % in_channel / args.kernel_w;
             const int64_t kw = column % args.kernel_w;
-            float* to = padded +
-                        ((ci * rows + oh * args.stride_h + kh) * args.stride_w + kw % args.stride_w) * phase + ow +
-                        kw / args.stride_w;
+            float* to = padded + ((ci * rows + oh * args.stride_h + kh) * args.stride_w + kw % args.stride_w) * phase +
+                        ow + kw / args.stride_w;
             // Also the zeros behind the last position: a phase has room for them.
             for (int i = 0; i < kPositions; i += kLanes) {
                 Lanes part = load(to + i);

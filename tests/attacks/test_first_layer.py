@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.overrides import _get_current_function_mode_stack
 
 from advfast import PGDAttack, _backend
 from advfast.attacks import first_layer
@@ -79,22 +78,51 @@ def test_gradient_is_that_of_autograd():
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-7)
 
 
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("convolve", "expected"),
     [
-        (lambda c, x: F.conv2d(x, c.weight, c.bias, 1, 1), 4),
-        (lambda c, x: torch.conv2d(x, c.weight, padding=(1, 1)), 4),
-        (lambda c, x: F.conv2d(input=x, weight=c.weight, padding=[1]), 4),
-        (lambda c, x: F.conv2d(x, c.weight, c.bias, padding="same"), 0),
-        (lambda c, x: F.conv2d(x, c.weight, c.bias, padding=2, dilation=2), 0),
-        (lambda c, x: F.conv2d(x, c.weight, c.bias, 1, 1) + c(x.flip(3)), 8),
         (lambda c, x: c((x - 0.5) / 0.25), 4),
-        (lambda c, x: F.conv2d(x.double(), c.weight.double(), padding=1).float(), 0),
+        (lambda c, x: c(x) + c(x.flip(3)), 8),
+        (lambda c, x: F.conv2d(x, c.weight, c.bias, 1, 1), 0),
+        (lambda c, x: c(x.detach()) + c(x), 4),
+        (lambda c, x: torch.utils.checkpoint.checkpoint(c, x, use_reentrant=False), 4),
     ],
 )
-def test_forms_of_a_convolution(calls, convolve, expected):
+def test_forms_of_a_call(calls, convolve, expected):
     images, labels = batch()
-    model = Net(convolve)
+    fast, exact = both(Net(convolve), images, labels)
+    assert len(calls) == expected
+    if expected:
+        assert_alike(fast, exact)
+    else:
+        assert torch.equal(fast, exact)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Conv2d(2, 8, 3, padding=1, bias=False), 4),
+        (nn.Conv2d(2, 8, (3, 5), padding=(1, 2)), 4),
+        (nn.Conv2d(2, 8, 2, stride=2), 4),
+        (nn.utils.parametrizations.weight_norm(nn.Conv2d(2, 8, 3, padding=1)), 4),
+        (nn.Conv2d(2, 8, 3, padding="same"), 0),
+        (nn.Conv2d(2, 8, 3, padding=2, dilation=2), 0),
+        (nn.Conv2d(2, 8, 3, padding=1, groups=2), 0),
+        (nn.Conv2d(2, 8, 3, padding=1, padding_mode="circular"), 0),
+        (Doubled(2, 8, 3, padding=1), 0),
+    ],
+    ids=str,
+)
+def test_kinds_of_layer(calls, layer, expected):
+    images, labels = batch(2)
+    model = nn.Sequential(
+        layer, nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 3)
+    )
     fast, exact = both(model, images, labels)
     assert len(calls) == expected
     if expected:
@@ -135,7 +163,7 @@ def test_nothing_of_it_is_left(calls):
     images, labels = batch()
     model = Net()
     both(model, images, labels)
-    assert not _get_current_function_mode_stack()
+    assert "_conv_forward" not in model.conv.__dict__
     assert all(parameter.grad is None for parameter in model.parameters())
     F.cross_entropy(model(images), labels).backward()
     assert model.conv.weight.grad.abs().sum() > 0  # outside of attacks it is torch's own
@@ -143,9 +171,10 @@ def test_nothing_of_it_is_left(calls):
     def breaks(conv, x):
         raise RuntimeError("boom")
 
+    broken = Net(breaks)
     with pytest.raises(RuntimeError, match="boom"):
-        both(Net(breaks), images, labels)
-    assert not _get_current_function_mode_stack()
+        both(broken, images, labels)
+    assert "_conv_forward" not in broken.conv.__dict__
 
 
 def test_keeps_its_weight_and_not_its_input():

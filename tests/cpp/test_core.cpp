@@ -318,6 +318,78 @@ void test_random_start() {
     }
 }
 
+// Random convolutions against a direct sum in double; every instruction set, layout and number of threads to the bit.
+void test_conv_input_grad() {
+    Random random(11);
+    for (int trial = 0; trial < 120; ++trial) {
+        ConvInputGradArgs args;
+        args.batch = random.below(4);
+        args.inputs = 1 + random.below(4);
+        args.outputs = 1 + random.below(19);
+        args.kernel_h = 1 + random.below(5), args.kernel_w = 1 + random.below(5);
+        args.stride_h = 1 + random.below(3), args.stride_w = 1 + random.below(4);
+        args.pad_h = random.below(4), args.pad_w = random.below(5);
+        args.height = args.kernel_h + random.below(30), args.width = args.kernel_w + random.below(40);
+        args.out_h = (args.height + 2 * args.pad_h - args.kernel_h) / args.stride_h + 1;
+        args.out_w = (args.width + 2 * args.pad_w - args.kernel_w) / args.stride_w + 1;
+        const int64_t positions = args.out_h * args.out_w, pixels = args.height * args.width;
+        std::vector<float> grad(static_cast<size_t>(args.batch * args.outputs * positions)), grad_nhwc(grad.size());
+        std::vector<float> weight(static_cast<size_t>(args.outputs * args.inputs * args.kernel_h * args.kernel_w));
+        std::vector<double> expected(static_cast<size_t>(args.batch * args.inputs * pixels)), size(expected.size());
+        for (float& v : grad)
+            v = static_cast<float>(random.uniform(-1.0, 1.0));
+        for (float& v : weight)
+            v = static_cast<float>(random.uniform(-1.0, 1.0));
+        for (int64_t b = 0; b < args.batch; ++b)
+            for (int64_t co = 0; co < args.outputs; ++co)
+                for (int64_t at = 0; at < positions; ++at) {
+                    const float g = grad[(b * args.outputs + co) * positions + at];
+                    grad_nhwc[(b * positions + at) * args.outputs + co] = g;
+                    for (int64_t ci = 0; ci < args.inputs; ++ci)
+                        for (int64_t kh = 0; kh < args.kernel_h; ++kh)
+                            for (int64_t kw = 0; kw < args.kernel_w; ++kw) {
+                                const int64_t h = at / args.out_w * args.stride_h + kh - args.pad_h;
+                                const int64_t w = at % args.out_w * args.stride_w + kw - args.pad_w;
+                                if (h < 0 || w < 0 || h >= args.height || w >= args.width)
+                                    continue;
+                                const double term =
+                                    static_cast<double>(g) *
+                                    weight[((co * args.inputs + ci) * args.kernel_h + kh) * args.kernel_w + kw];
+                                expected[(b * args.inputs + ci) * pixels + h * args.width + w] += term;
+                                size[(b * args.inputs + ci) * pixels + h * args.width + w] += std::fabs(term);
+                            }
+                }
+        args.weight = weight.data();
+        std::vector<float> first;
+        for (const char* isa : {"baseline", "avx2", "avx512"}) {
+            if (!set_cpu_isa(isa))
+                continue;
+            for (int threads : {1, 3})
+                for (Layout layout : {Layout::nchw, Layout::nhwc}) {
+                    // Exactly as large as it must be, so that the sanitizers see a step over its end.
+                    std::vector<float> out(expected.size(), NAN);
+                    args.out = out.data();
+                    args.grad = layout == Layout::nchw ? grad.data() : grad_nhwc.data();
+                    args.grad_layout = args.layout = layout;
+                    conv_input_grad_cpu(args, threads);
+                    std::vector<float> ordered(out.size());
+                    for (int64_t b = 0; b < args.batch; ++b)
+                        for (int64_t ci = 0; ci < args.inputs; ++ci)
+                            for (int64_t at = 0; at < pixels; ++at)
+                                ordered[(b * args.inputs + ci) * pixels + at] =
+                                    layout == Layout::nchw ? out[(b * args.inputs + ci) * pixels + at]
+                                                           : out[(b * pixels + at) * args.inputs + ci];
+                    if (first.empty())
+                        first = ordered;
+                    CHECK(first == ordered);
+                }
+        }
+        for (size_t i = 0; i < first.size(); ++i)
+            CHECK(std::fabs(first[i] - expected[i]) <= 1e-5 * size[i]);
+    }
+    set_cpu_isa("");
+}
+
 // A child that is forked after a parallel call has none of its threads, and must not wait for them.
 void test_fork() {
     Random random(9);
@@ -357,6 +429,7 @@ int main() {
     test_empty();
     test_l1_by_sorting();
     test_random_start();
+    test_conv_input_grad();
     test_fork();
     return check_result();
 }
