@@ -60,7 +60,9 @@ def attack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="file.py:make of a network that is not advfast's own."),
+        typer.Option(
+            help="file.py:make of a network that is not advfast's own, or a published one's name."
+        ),
     ] = None,
     data_root: DataRoot = None,
     threads: Threads = None,

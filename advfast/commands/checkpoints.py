@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from advfast import models
+from advfast.kernels.pgd.api import nearest
 from advfast.training import checkpoint, load
 from advfast.training.config import from_python
 from advfast.userfile import is_user_object, load_object
@@ -47,7 +49,8 @@ def open_checkpoint(path: Path, model: str | None) -> Trained:
     """
     Args:
         path: a run's folder (its best.pt) or a checkpoint.
-        model: "file.py:name" of a function that makes the network; None: as the checkpoint says.
+        model: "file.py:name" of a function that makes the network; the name of a published one
+            ("cifar10/Linf/Wong2020Fast"), for weights that are not of advfast; None: as the checkpoint says.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: no checkpoint, or not of this model.
@@ -56,6 +59,11 @@ def open_checkpoint(path: Path, model: str | None) -> Trained:
     if not file.is_file():
         what = f"it has no {file.name}" if path.is_dir() else "there is no such file"
         raise FileNotFoundError(f"{path} is neither a run's folder nor a checkpoint: {what}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if model in models.PUBLISHED:
+        network = models.make_published(model)
+        models.load_published(network, file)
+        return Trained(network.eval().to(device), file, {})
     content = checkpoint.read(file)
     made_by = model
     if made_by is None and "name" not in content["model"]:
@@ -66,18 +74,17 @@ def open_checkpoint(path: Path, model: str | None) -> Trained:
                 "--model file.py:name, a function that makes it"
             )
         made_by = own
-    network = None if made_by is None else _network(made_by)
-    loaded = load(file, network)
-    return Trained(
-        loaded.to("cuda" if torch.cuda.is_available() else "cpu"), file, dict(content["config"])
-    )
+    loaded = load(file, None if made_by is None else _network(made_by))
+    return Trained(loaded.to(device), file, dict(content["config"]))
 
 
 def _network(text: str) -> nn.Module:
     if not is_user_object(text):
         raise ValueError(
-            f"--model must be file.py:name, a function that makes the network, got {text!r}; "
-            "advfast's own networks are made from the checkpoint alone"
+            "--model must be file.py:name, a function that makes the network, or the name of a "
+            f"published one (advfast.models.PUBLISHED), got {text!r}"
+            f"{nearest(text, list(models.PUBLISHED))}; advfast's own networks are made from the "
+            "checkpoint alone"
         )
     found = load_object(text)
     if callable(found) and not isinstance(found, nn.Module):
@@ -118,6 +125,7 @@ def defaults(
     }
     if filled.get("data") is None:
         raise ValueError(
-            f"{trained.file} was trained on data given from Python: name the data with --data"
+            f"{trained.file} does not say on which data, or they were given from Python: name them "
+            "with --data"
         )
     return filled

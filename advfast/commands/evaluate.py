@@ -44,7 +44,9 @@ def evaluate(
     ] = False,
     model: Annotated[
         str | None,
-        typer.Option(help="file.py:make of a network that is not advfast's own."),
+        typer.Option(
+            help="file.py:make of a network that is not advfast's own, or a published one's name."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     data_root: DataRoot = None,

@@ -3,10 +3,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from advfast import cli, evaluate, load
+from advfast import cli, evaluate, load, models
 from advfast.evaluation import EvalReport
 
 
@@ -132,6 +133,30 @@ def test_own_model_and_data(tmp_path, capsys):
     # The run's data were tensors.
     assert cli.main(["evaluate", str(out), "--model", f"{tmp_path / 'own.py'}:make"]) == 1
     assert "name the data with --data" in capsys.readouterr().err
+
+
+def test_published_weights(tmp_path, capsys):
+    name = "cifar10/Linf/Wong2020Fast"
+    torch.manual_seed(0)
+    theirs = {
+        key.replace("shortcut.weight", "shortcut.0.weight"): value
+        for key, value in models.make_published(name).state_dict().items()
+        if not key.startswith("normalise.")
+    }
+    torch.save(theirs, tmp_path / "wong.pt")
+    images = np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(6) % 10
+    data = tmp_path / "few.npz"
+    np.savez(data, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    command = ["evaluate", str(tmp_path / "wong.pt"), "--model", name, "--attacks", "clean,pgd-1"]
+    assert cli.main([*command, "--data", str(data), "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["results"]["clean"]["total"] == 6
+    assert cli.main([*command, "--quiet"]) == 1
+    assert "name them with --data" in capsys.readouterr().err
+    command[3] = "cifar10/Linf/Wong2020Fasr"
+    assert cli.main([*command, "--data", str(data), "--quiet"]) == 1
+    assert "did you mean 'cifar10/Linf/Wong2020Fast'" in capsys.readouterr().err
 
 
 def test_config_file(run, tmp_path, capsys):

@@ -28,7 +28,22 @@ KERNEL_TESTS = ["tests/kernels/test_pgd.py"]
 TESTS = {
     "attack": ["tests/attacks"],
     "conv": ["tests/kernels/test_conv.py", "tests/attacks/test_first_layer.py"],
-    "train": ["tests/training"],
+    "train": [
+        f"tests/training/test_{name}.py"
+        for name in (
+            "methods",
+            "loop",
+            "schedules",
+            "modifiers",
+            "checkpoint",
+            "setup",
+            "callbacks",
+            "precision",
+            "inputs",
+            "train",
+            "resume",
+        )
+    ],
     "evaluate": ["tests/evaluation"],
     "data": ["tests/data"],
 }
