@@ -64,17 +64,17 @@ def open_checkpoint(path: Path, model: str | None) -> Trained:
         network = models.make_published(model)
         models.load_published(network, file)
         return Trained(network.eval().to(device), file, {})
+    network = None if model is None else _network(model)
     content = checkpoint.read(file)
-    made_by = model
-    if made_by is None and "name" not in content["model"]:
+    if network is None and "name" not in content["model"]:
         own = content["config"].get("model")
         if not isinstance(own, str) or not is_user_object(own):
             raise ValueError(
                 f"{file} holds a {content['model']['class']}, which advfast cannot make by name: give "
                 "--model file.py:name, a function that makes it"
             )
-        made_by = own
-    loaded = load(file, None if made_by is None else _network(made_by))
+        network = _network(own)
+    loaded = load(file, network)
     return Trained(loaded.to(device), file, dict(content["config"]))
 
 
@@ -125,7 +125,7 @@ def defaults(
     }
     if filled.get("data") is None:
         raise ValueError(
-            f"{trained.file} does not say on which data, or they were given from Python: name them "
+            f"{trained.file} does not say on which data, or they were given from Python: name the data "
             "with --data"
         )
     return filled

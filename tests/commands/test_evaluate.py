@@ -153,7 +153,7 @@ def test_published_weights(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["results"]["clean"]["total"] == 6
     assert cli.main([*command, "--quiet"]) == 1
-    assert "name them with --data" in capsys.readouterr().err
+    assert "name the data with --data" in capsys.readouterr().err
     command[3] = "cifar10/Linf/Wong2020Fasr"
     assert cli.main([*command, "--data", str(data), "--quiet"]) == 1
     assert "did you mean 'cifar10/Linf/Wong2020Fast'" in capsys.readouterr().err
