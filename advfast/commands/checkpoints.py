@@ -61,9 +61,9 @@ def open_checkpoint(path: Path, model: str | None) -> Trained:
         raise FileNotFoundError(f"{path} is neither a run's folder nor a checkpoint: {what}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if model in models.PUBLISHED:
-        network = models.make_published(model)
-        models.load_published(network, file)
-        return Trained(network.eval().to(device), file, {})
+        published = models.make_published(model)
+        models.load_published(published, file)
+        return Trained(published.eval().to(device), file, {})
     network = None if model is None else _network(model)
     content = checkpoint.read(file)
     if network is None and "name" not in content["model"]:
