@@ -166,6 +166,11 @@ def advfast_train(model: nn.Module, task: Task, seed: int) -> tuple[nn.Module, f
 
 def measure(task: Task, seeds: list[int], providers: list[str]) -> list[Row]:
     shared = environment("cpu")
+    versions = {
+        "by-hand": package_version("torch"),
+        "torchattacks": package_version("torchattacks"),
+        "advfast": advfast.__version__,
+    }
     rows = []
     for seed in seeds:
         # Another one begins each time, so that a slow minute of the machine does not hit the same one.
@@ -178,10 +183,9 @@ def measure(task: Task, seeds: list[int], providers: list[str]) -> list[Row]:
                 loss, seconds = by_hand(model, task, seed, craft)
                 everything = seconds
             clean, robust = accuracies(model, task)
-            package = "torch" if provider == "by-hand" else provider
             row = Row(
                 shared.date, shared.commit, shared.machine, shared.threads, shared.load,
-                shared.torch, provider, package_version(package), seed, len(task.train[1]),
+                shared.torch, provider, versions[provider], seed, len(task.train[1]),
                 task.epochs, loss, clean, robust, len(task.test[1]), seconds, everything,
             )  # fmt: skip
             rows.append(row)
@@ -191,6 +195,12 @@ def measure(task: Task, seeds: list[int], providers: list[str]) -> list[Row]:
                 flush=True,
             )
     return rows
+
+
+def from_strings(row: dict[str, str]) -> Row:
+    """A row of the CSV."""
+    numbers = {"int": int, "float": float, "float | None": float, "str": str}
+    return Row(**{f.name: numbers[str(f.type)](row[f.name]) for f in fields(Row)})
 
 
 def mean_std(values: list[float]) -> str:

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import conv  # noqa: E402
+import fashion_mnist  # noqa: E402
 import plot  # noqa: E402
 import records  # noqa: E402
 import sequences  # noqa: E402
@@ -174,9 +176,11 @@ def test_a_file_with_other_columns_is_not_overwritten(tmp_path):
     assert path.read_text() == "op,ms\npgd_step_,1\n"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((BENCHMARKS / "results").glob("*.csv")), ids=lambda p: p.name
-)
+RESULTS = sorted((BENCHMARKS / "results").glob("*.csv"))
+OF_SUITES = [path for path in RESULTS if path.name.startswith(records.SUITES)]
+
+
+@pytest.mark.parametrize("path", OF_SUITES, ids=lambda p: p.name)
 def test_committed_results_are_complete(path):
     rows = records.read(path)
     assert rows
@@ -188,6 +192,35 @@ def test_committed_results_are_complete(path):
         assert "+changes" not in row["commit"]
         assert row["device"] == "cpu" or (row["gpu"] != "none" and row["driver"])
         assert bool(row["ms_p50"]) == (row["status"] == "ok")
+
+
+@pytest.mark.parametrize("path", sorted({*RESULTS} - {*OF_SUITES}), ids=lambda p: p.name)
+def test_other_committed_results_name_their_source_and_have_no_holes(path):
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    for row in rows:
+        assert all(row.values())
+        assert row["machine"] and row["torch"] and len(row["commit"]) == 40
+    text = (BENCHMARKS / "results" / "README.md").read_text()
+    assert path.name in text
+
+
+def test_recipe_table_is_that_of_its_rows():
+    # The numbers in README.md and docs/recipes.md.
+    with (BENCHMARKS / "results" / "fashion_mnist_cpu.csv").open(newline="") as file:
+        rows = [fashion_mnist.from_strings(row) for row in csv.DictReader(file)]
+    found = {line.split("|")[1].strip(): line for line in fashion_mnist.table(rows).splitlines()}
+    for page in ("README.md", "docs/recipes.md"):
+        text = (BENCHMARKS.parent / page).read_text()
+        for line in list(found.values())[2:]:
+            assert line.split("|", 2)[2] in text, page
+
+
+def test_first_convolutions_are_checked_and_timed():
+    theirs, ours, work = conv.measure((4, 1, 4, 8, 3, 1, 1), torch.contiguous_format)
+    assert theirs > 0 and ours > 0
+    assert work == pytest.approx(2e-9 * 4 * 4 * 64 * 9)
 
 
 def test_run_refuses_when_a_test_fails(tmp_path):
