@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
+from advfast.evaluation import evaluate
 from advfast.training import checkpoint, train
 from advfast.training.modifiers import EMA, Modifier
 
-from .conftest import RECIPE
+from .conftest import EPS, RECIPE
 
 
 def network():
@@ -50,8 +51,8 @@ def test_ema_lends_its_weights():
 
 def test_averaged_weights_are_what_is_evaluated_saved_and_returned(tmp_path, tiny):
     settings = dict(RECIPE, epochs=2, steps=1)
-    plain = train("small-cnn", tiny, out=tmp_path / "plain", **settings)
-    averaged = train("small-cnn", tiny, ema=0.8, out=tmp_path / "ema", **settings)
+    plain = train("small-cnn", tiny, val=tiny, out=tmp_path / "plain", **settings)
+    averaged = train("small-cnn", tiny, val=tiny, ema=0.8, out=tmp_path / "ema", **settings)
     last = checkpoint.read(tmp_path / "ema" / "last.pt")
     raw = checkpoint.read(tmp_path / "plain" / "last.pt")["state"]
     # The average has no influence on training itself.
@@ -65,6 +66,24 @@ def test_averaged_weights_are_what_is_evaluated_saved_and_returned(tmp_path, tin
         for name, value in averaged.model.state_dict().items()
     )
     assert plain.history[-1]["train_loss"] == averaged.history[-1]["train_loss"]
+
+
+def test_held_out_accuracy_is_that_of_the_average(tmp_path, tiny):
+    # With a decay this slow the average is still near the start, far from the weights of the last steps.
+    settings = dict(RECIPE, epochs=4, steps=2, lr=0.3, seed=3)
+    model = network()
+    result = train(model, tiny, val=tiny, ema=0.99, out=tmp_path, **settings)
+    last = checkpoint.load(tmp_path / "last.pt", network())
+    report = evaluate(last, tiny, attacks=("clean", "pgd-10"), eps=EPS, seed=3)
+    row = result.history[-1]
+    assert (row["val_clean"], row["val_robust"]) == (
+        report["clean"].value,
+        report["pgd-10"].value,
+    )
+    raw = network()
+    raw.load_state_dict(checkpoint.read(tmp_path / "last.pt")["run"]["weights"])
+    other = evaluate(raw, tiny, attacks=("clean", "pgd-10"), eps=EPS, seed=3)
+    assert other["pgd-10"].value != row["val_robust"]
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, True, "0.9"])

@@ -174,6 +174,20 @@ def test_best_weights_are_those_of_the_best_epoch(tmp_path, tiny, monkeypatch):
     assert not torch.equal(best["state"]["linear2.bias"], last["state"]["linear2.bias"])
 
 
+@pytest.mark.parametrize(("method", "best"), [("pgd-at", 2), ("standard", 3)])
+def test_best_is_by_what_the_method_is_for(tmp_path, tiny, monkeypatch, method, best):
+    # (clean, robust) on held-out data: the two disagree, and epoch 4 is no better than 3.
+    scores = iter([(0.9, 0.3), (0.5, 0.8), (0.95, 0.5), (0.95, 0.5)])
+
+    def scored(*args, **kwargs):
+        clean, robust = (SimpleNamespace(value=value) for value in next(scores))
+        return {"clean": clean, "pgd-10": robust}
+
+    monkeypatch.setattr(train_module, "evaluate", scored)
+    settings = dict(RECIPE, epochs=4, steps=1)
+    assert train("small-cnn", tiny, method=method, out=tmp_path, **settings).best.epoch == best
+
+
 def test_batch_norm_and_a_last_batch_of_one(tmp_path):
     # 64 + 1 samples: batch normalisation cannot train on one.
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 2))
