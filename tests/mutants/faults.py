@@ -192,7 +192,7 @@ FAULTS = [
     fault("train", "other data accepted", TRAIN, '(("fingerprint", "training data"), ("model", "model"))', '(("model", "model"),)'),
     fault("train", "test set chooses", SETUP, "val_source = own_val if val is None else _part(val, \"val\")", "val_source = test_source or own_val or _part(val, \"val\")"),
     fault("train", "held-out images stay in training", SETUP, "source.subset(kept), source.subset(held_out)", "source, source.subset(held_out)"),
-    fault("train", "picture of last weights tested", FINISH, "test_best = test(run.best_state)", "test_best = test(run.last_state)"),
+    fault("train", "last weights tested as the best", FINISH, "test_best = test(run.best_state)", "test_best = test(run.last_state)"),
     fault("train", "file written in place", FILES, "temporary = path.with_name(f\".{path.name}.{os.getpid()}.tmp\")", "temporary = path"),
     fault("train", "checkpoint runs code", CHECKPOINT, 'map_location="cpu", weights_only=True', 'map_location="cpu", weights_only=False'),
     # --- data and evaluation
