@@ -30,6 +30,8 @@ _MULTIPLIES = re.compile(
 # Ops and CUDA kernels carry the namespace, Triton kernels only the name of their function.
 _FUSED = re.compile(r"advfast::|^_(step_linf|step_ball|start)(_|$)")
 
+_RANGE = re.compile(r"advfast\.")
+
 _TOP_SHOWN, _TOP_WRITTEN = 10, 60
 _WIDTH = 56
 
@@ -243,14 +245,17 @@ def _kind(name: str) -> str:
 
 
 def _rows(averages: Iterable[Any], device: str) -> tuple[Row, ...]:
-    """Kernels alone on a GPU: its time would count twice with that of the ops that launched them."""
+    """Kernels alone on a GPU: its time would count twice with that of the ops that launched them.
+
+    Named ranges (see graphs.py) are in the trace and not here: their own time is Python's, and no op's.
+    """
     rows = []
     for event in averages:
         if device == "cuda":
             wanted = event.device_type != DeviceType.CPU and not event.is_user_annotation
             spent = event.self_device_time_total
         else:
-            wanted, spent = True, event.self_cpu_time_total
+            wanted, spent = not _RANGE.match(event.key), event.self_cpu_time_total
         if wanted and spent > 0:
             rows.append(Row(event.key, event.count, spent))
     return tuple(sorted(rows, key=lambda row: -row.microseconds))

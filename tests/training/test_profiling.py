@@ -62,6 +62,9 @@ def test_training_steps_with_an_attack(tmp_path, capsys):
 
     events = json.loads((tmp_path / "profile" / "trace.json").read_text())["traceEvents"]
     assert sum(event["name"] == "advfast::pgd_step_" for event in events) == 6
+    # The ranges are on the time line; in the table they would be Python's time, counted as an op's.
+    assert sum(event["name"] == "advfast.step" for event in events) >= 6
+    assert not any(name.startswith("advfast.") for name in calls)
     top = (tmp_path / "profile" / "top.txt").read_text()
     assert top.startswith(str(profiler.profile))
     assert "Self CPU" in top
