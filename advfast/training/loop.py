@@ -166,7 +166,7 @@ class Loop:
         method = self.method(self.epoch)
         state.lr = self.schedule(state.global_step)
         for group in optimizer.param_groups:
-            group["lr"] = state.lr
+            group["lr"] = state.lr * group.get("lr_scale", 1.0)
         for modifier in self.modifiers:
             batch = modifier.batch(batch)
         with nvtx_range("advfast.craft"):

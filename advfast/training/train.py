@@ -123,7 +123,8 @@ def train(
             run (from 0) that returns the learning rate. Stepped in every iteration.
         schedule_options: keyword arguments of the schedule, such as {"milestones": [100, 150]} in epochs; see
             `advfast.training.schedules`.
-        optimizer: "sgd", "adamw", or a function of the parameters that makes one.
+        optimizer: "sgd", "adamw", or a function of the list of parameters that makes one. The schedule sets the rate of
+            every parameter group, times the group's "lr_scale" if it has one.
         momentum: of SGD.
         weight_decay: of either.
         optimizer_options: further keyword arguments of torch's class, such as {"nesterov": True}.
@@ -185,6 +186,8 @@ def train(
             augment=tuple(augment),
             channels_last=a.channels_last,
         )
+        own = methods.make(method, model, _settings(a))
+        made = _optimizer(a, model)
         config = {name: plain(value) for name, value in vars(a).items() if name not in _NOT_CONFIG}
         environment = {
             "data": parts.name,
@@ -205,7 +208,8 @@ def train(
         if saved is None:
             write_config(folder / names.CONFIG, config)
         interrupt = Interrupt()
-        run = _make_run(a, model, parts, loader, folder, config, environment, interrupt, saved)
+        state = TrainState(model, made, config, folder, epochs, len(loader))
+        run = _make_run(a, own, state, parts, loader, environment, interrupt, saved)
         with interrupt, _explained(run), arithmetic(deterministic, device):
             run.train()
             with interrupt.at_once():
@@ -227,11 +231,13 @@ def _check(a: SimpleNamespace) -> None:
         save_every=a.save_every,
         threads=a.threads,
     )
-    # Each checks its own when it is made.
-    methods.make(a.method, nn.Identity(), _settings(a))
+    # Each checks its own when it is made; the user's may ask for the model, and are made with it.
+    if not callable(a.method):
+        methods.make(a.method, nn.Identity(), _settings(a))
     a.eps = float(a.eps)
     a.alpha = a.eps / 4 if a.alpha is None else float(a.alpha)
-    _optimizer(a, nn.LayerNorm(1))  # any that draws no random weights
+    if not callable(a.optimizer):
+        _optimizer(a, nn.LayerNorm(1))  # any that draws no random weights
     if not callable(a.schedule):
         schedules.make(a.schedule, a.lr, epochs=a.epochs, steps=1, options=a.schedule_options)
     resolve_precision(a.precision, torch.device("cpu"))
@@ -279,18 +285,16 @@ def _modifiers(a: SimpleNamespace) -> list[Modifier]:
 
 def _make_run(
     a: SimpleNamespace,
-    model: nn.Module,
+    own: methods.Method,
+    state: TrainState,
     parts: setup.RunData,
     loader: Batches,
-    folder: Path,
-    config: dict[str, Any],
     environment: dict[str, Any],
     interrupt: Interrupt,
     saved: dict[str, Any] | None,
 ) -> Run:
     """A run ready to train, from the beginning or from what was saved."""
-    device = torch.device(environment["device"])
-    own = methods.make(a.method, model, _settings(a))
+    device, model, folder = torch.device(environment["device"]), state.model, state.folder
     clean = methods.Standard(model, replace(_settings(a), options={}))
     modifiers = _modifiers(a)
     for modifier in modifiers:
@@ -307,7 +311,6 @@ def _make_run(
         shown.append(TensorBoard(folder / "tensorboard"))
     if a.profile:
         shown.append(Profiler(folder / "profile", shown=a.progress))
-    state = TrainState(model, _optimizer(a, model), config, folder, a.epochs, len(loader))
     callbacks = Callbacks([*shown, *a.callbacks])
 
     def validate() -> tuple[float, float]:

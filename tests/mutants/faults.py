@@ -168,7 +168,7 @@ FAULTS = [
     fault("train", "no autocast", METHOD, "return nullcontext() if dtype is None else torch.autocast(device.type, dtype)", "return nullcontext()"),
     fault("train", "gradients add up", LOOP, "optimizer.zero_grad(set_to_none=True)", "pass"),
     fault("train", "no clipping", LOOP, "torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)", "pass"),
-    fault("train", "rate not set", LOOP, 'group["lr"] = state.lr', "pass"),
+    fault("train", "rate not set", LOOP, 'group["lr"] = state.lr * group.get("lr_scale", 1.0)', "pass"),
     fault("train", "rate by epoch", LOOP, "state.lr = self.schedule(state.global_step)", "state.lr = self.schedule((self.epoch - 1) * state.steps_per_epoch)"),
     fault("train", "non-finite loss passes", LOOP, "if not math.isfinite(value):", "if False:"),
     fault("train", "non-finite weights pass", LOOP, "        self._check_weights()\n        return", "        return"),

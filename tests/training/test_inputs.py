@@ -186,6 +186,35 @@ def test_own_method_with_state(tmp_path, tiny):
         train(linear(), tiny, method=lambda m, s: nn.Linear(1, 1), out=tmp_path / "c", **SHORT)
 
 
+def test_own_method_and_optimizer_are_made_once_with_the_model(tmp_path, tiny):
+    made = []
+
+    class LastLayer(methods.Standard):
+        def __init__(self, model, settings):
+            super().__init__(model, settings)
+            made.append(("method", model[1].out_features))
+
+    def two_rates(parameters):
+        weight, bias = parameters
+        made.append(("optimizer", len(parameters)))
+        return torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr_scale": 0.5}], lr=0.1)
+
+    class Watch:
+        def on_step_end(self, state):
+            first, second = (group["lr"] for group in state.optimizer.param_groups)
+            assert first == state.lr == 2 * second
+
+    train(
+        linear(), tiny, method=LastLayer, optimizer=two_rates, callbacks=[Watch()],
+        out=tmp_path / "a", **SHORT,
+    )  # fmt: skip
+    assert made == [("method", 3), ("optimizer", 2)]
+    for change in ({"method": lambda m, s: 3}, {"optimizer": lambda parameters: 3}):
+        with pytest.raises(TypeError, match="int"):
+            train(linear(), tiny, out=tmp_path / "b", **SHORT, **change)
+        assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("name", ["standard", "pgd-at"])
 def test_label_smoothing_is_in_the_loss(tiny, name):
     settings = methods.Settings(eps=0.1, alpha=None, steps=0, norm="linf", label_smoothing=0.2)
