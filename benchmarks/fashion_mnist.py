@@ -63,6 +63,8 @@ class Task:
     val: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     epochs: int
+    lr: float
+    least: float  # PGD-20 accuracy below which something is wrong
 
     def network(self, seed: int) -> nn.Module:
         mean, std = pixel_statistics(advfast.data.as_source(self.train))
@@ -79,7 +81,9 @@ def make_task(quick: bool) -> Task:
         kept, held_out = kept[:6000], held_out[:200]
     test = splits.test.batch(torch.arange(500 if quick else 2000))
     parts = [(train[0][numbers], train[1][numbers]) for numbers in (kept, held_out)]
-    return Task(parts[0], parts[1], test, 3 if quick else EPOCHS)
+    # In so few steps a rate of 0.1 loses one seed in four, here and by hand; 0.05 gave 56 to 59 % for all.
+    rest = (3, 0.05, 0.5) if quick else (EPOCHS, LR, 0.7)
+    return Task(parts[0], parts[1], test, *rest)
 
 
 def pgd(model: nn.Module, images: Tensor, labels: Tensor, alpha: float, steps: int) -> Tensor:
@@ -106,10 +110,10 @@ def by_hand(model: nn.Module, task: Task, seed: int, craft: Craft) -> tuple[floa
     """The loop as one writes it: (loss of the last epoch, seconds)."""
     images, labels = task.train
     torch.manual_seed(seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=task.lr, momentum=0.9, weight_decay=5e-4)
     steps = -(-len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=LR, total_steps=steps * task.epochs, cycle_momentum=False
+        optimizer, max_lr=task.lr, total_steps=steps * task.epochs, cycle_momentum=False
     )
     begin = time.perf_counter()
     losses: list[float] = []
@@ -155,7 +159,7 @@ def advfast_train(model: nn.Module, task: Task, seed: int) -> tuple[nn.Module, f
     with tempfile.TemporaryDirectory() as folder:
         result = advfast.train(
             model, task.train, val=task.val, test=task.test, method="pgd-at", eps=EPS, alpha=ALPHA,
-            steps=STEPS, epochs=task.epochs, batch_size=BATCH, lr=LR, schedule="one-cycle",
+            steps=STEPS, epochs=task.epochs, batch_size=BATCH, lr=task.lr, schedule="one-cycle",
             seed=seed, out=folder, overwrite=True, progress=False,
         )  # fmt: skip
         everything = time.perf_counter() - begin
@@ -265,10 +269,13 @@ def main(arguments: list[str] | None = None) -> int:
     if out is not None:
         write(rows, out)
     found = {name: [r.pgd20 for r in rows if r.provider == name] for name in providers}
-    # What is trained must be as robust as what the loop by hand trains; 5 points are far outside of the noise.
-    worse = statistics.fmean(found["by-hand"]) - statistics.fmean(found["advfast"])
-    if worse > 0.05:
-        print(f"advfast's networks are {100 * worse:.1f} points less robust", file=sys.stderr)
+    ours, theirs = (statistics.fmean(found[name]) for name in ("advfast", "by-hand"))
+    if ours < task.least or ours < theirs - 0.05:  # 5 points are far outside of the noise
+        print(
+            f"PGD-20 accuracy of advfast's networks is {ours:.1%}; expected at least {task.least:.0%} and no less "
+            f"than by hand ({theirs:.1%})",
+            file=sys.stderr,
+        )
         return 1
     return 0
 
