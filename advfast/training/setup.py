@@ -207,8 +207,8 @@ def use_channels_last(model: nn.Module, images: Tensor, asked: bool | None, prec
     """Whether to train in NHWC; the weights are then in that memory format, with the same values.
 
     None: where it is faster and the model takes it (one that calls `view` on activations does not): convolutions in
-    16 bits on a GPU, and networks of more than four convolutions on a CPU. Measured on 2 cores, a ResNet trains 1.2 to
-    1.3 times as fast; a network of two convolutions loses as much as it gains where it flattens.
+    16 bits on a GPU, and networks of more than four convolutions on a CPU. A network of
+    two convolutions loses as much as it gains where it flattens.
 
     Raises:
         ValueError: asked for, and the model does not take it.

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -68,3 +70,11 @@ def test_small_cnn_rejects(kwargs):
 def test_unknown_model():
     with pytest.raises(ValueError, match="did you mean 'small-cnn'"):
         models.make("smal-cnn")
+
+
+@pytest.mark.parametrize("side", [28, 8])
+def test_size_of_small_cnn_is_that_of_its_page(side):
+    model = models.make("small-cnn", in_shape=(1, side, side), classes=10)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    page = Path(__file__).parents[2] / "docs" / "data-and-models.md"
+    assert f"{count:,} at {side}x{side}" in page.read_text()
