@@ -16,18 +16,29 @@ from typing import Any
 import torch
 
 IMPLS = ("reference", "cpp", "cuda", "triton")
-OPS = ("pgd_step_", "project_", "random_start", "conv2d_input_grad")
+_ACTIVATIONS = (
+    "relu_bits_",
+    "positive_bits",
+    "add_relu_bits_",
+    "gate_",
+    "affine_relu_bits",
+    "affine_gate_",
+)
+OPS = ("pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash")
 
 NOT_MADE = "it is not made for this op"
 
 _NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")}
-"""Implementations that an op does not have: on a GPU the library behind torch is hard to beat there."""
+_NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash"), ("cuda",))
+"""Implementations that an op does not have: on a GPU the library behind torch is hard to beat in a convolution, and
+Triton is enough for what is one pass over memory."""
 
 _FLOAT32: dict[str, tuple[str, ...]] = {
     "pgd_step_": ("cuda", "triton"),
     "project_": ("cuda", "triton"),
 }
-_FLOAT32 |= {"random_start": ("cuda", "triton"), "conv2d_input_grad": ("cpp",)}
+_FLOAT32 |= {"random_start": ("cuda", "triton"), "conv2d_input_grad": ("cpp",), "row_hash": ()}
+_FLOAT32 |= dict.fromkeys(_ACTIVATIONS, ("cpp",))
 """Implementations that take float32 alone."""
 
 

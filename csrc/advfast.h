@@ -78,6 +78,31 @@ struct ConvInputGradArgs {
 };
 void conv_input_grad_cpu(const ConvInputGradArgs& args, int threads);
 
+// ReLU that keeps one bit a value, and its backward pass. Operands have the same order in memory, so that it matters
+// for the channels alone; values [N] float, bits [(N + 7) / 8]: bit i % 8 of byte i / 8 belongs to value i.
+struct ActivationArgs {
+    const float* x = nullptr;                       // [N]
+    const float* other = nullptr;                   // [N]; may be null
+    const float *scale = nullptr, *shift = nullptr; // [C]; both null (the backward pass: scale alone) or not
+    float* y = nullptr;                             // [N] out; may be x; forward: may be null
+    uint8_t* bits = nullptr;                        // forward: out; backward: in
+    int64_t values = 0, channels = 1, spatial = 1;
+    Layout layout = Layout::nchw;
+};
+// y = relu(x * scale + shift + other), bits = !(y <= 0).
+void relu_bits_cpu(const ActivationArgs& args, int threads);
+// y = bit ? x + other : 0, and with a scale y = (bit ? x : 0) * scale + other.
+void gate_cpu(const ActivationArgs& args, int threads);
+
+// A hash of each row's bits, in which -0.0 is 0.0: see hash.cpp.
+struct RowHashArgs {
+    const void* x = nullptr; // [B, D]
+    int64_t* out = nullptr;  // [B]
+    int64_t batch = 0, dim = 0;
+    DType dtype = DType::f32;
+};
+void row_hash_cpu(const RowHashArgs& args, int threads);
+
 // Name of the instruction set that the CPU kernels use on this machine: "avx512", "avx2" or "baseline".
 const char* cpu_isa();
 // For tests: use this instruction set from now on ("" = the best one). False if this machine lacks it.

@@ -91,6 +91,29 @@ ConvInputGradArgs conv_args(Address grad, Address weight, Address out, std::arra
     return args;
 }
 
+ActivationArgs activation_args(Address x, Address other, Address scale, Address shift, Address y, Address bits,
+                               int64_t values, int64_t channels, int64_t spatial, int layout) {
+    ActivationArgs args;
+    args.x = pointer<const float>(x);
+    args.other = pointer<const float>(other);
+    args.scale = pointer<const float>(scale);
+    args.shift = pointer<const float>(shift);
+    args.y = pointer<float>(y);
+    args.bits = pointer<uint8_t>(bits);
+    args.values = values, args.channels = channels, args.spatial = spatial;
+    args.layout = static_cast<Layout>(layout);
+    return args;
+}
+
+RowHashArgs hash_args(Address x, Address out, int64_t batch, int64_t dim, int dtype) {
+    RowHashArgs args;
+    args.x = pointer<const void>(x);
+    args.out = pointer<int64_t>(out);
+    args.batch = batch, args.dim = dim;
+    args.dtype = static_cast<DType>(dtype);
+    return args;
+}
+
 template <class Args, class... Rest> py::cpp_function on_cpu(Args (*build)(Rest...), void (*run)(const Args&, int)) {
     return py::cpp_function([build, run](int threads, Rest... rest) {
         const Args args = build(rest...);
@@ -114,6 +137,9 @@ PYBIND11_MODULE(_C, m) {
     m.attr("pgd_step_cpu") = on_cpu(step_args, pgd_step_cpu);
     m.attr("random_start_cpu") = on_cpu(start_args, random_start_cpu);
     m.attr("conv_input_grad_cpu") = on_cpu(conv_args, conv_input_grad_cpu);
+    m.attr("relu_bits_cpu") = on_cpu(activation_args, relu_bits_cpu);
+    m.attr("gate_cpu") = on_cpu(activation_args, gate_cpu);
+    m.attr("row_hash_cpu") = on_cpu(hash_args, row_hash_cpu);
 #if defined(ADVFAST_WITH_CUDA)
     m.attr("pgd_step_cuda") = on_cuda(step_args, pgd_step_cuda);
     m.attr("random_start_cuda") = on_cuda(start_args, random_start_cuda);

@@ -1,6 +1,13 @@
 """The fused ops themselves."""
 
+from .activation import add_relu_bits_ as add_relu_bits_
+from .activation import affine_gate_ as affine_gate_
+from .activation import affine_relu_bits as affine_relu_bits
+from .activation import gate_ as gate_
+from .activation import positive_bits as positive_bits
+from .activation import relu_bits_ as relu_bits_
 from .conv import conv2d_input_grad as conv2d_input_grad
+from .hash import row_hash as row_hash
 from .pgd import pgd_step_ as pgd_step_
 from .pgd import project_ as project_
 from .pgd import random_start as random_start

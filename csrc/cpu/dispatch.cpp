@@ -21,8 +21,14 @@ struct Isa {
     void (*pgd_step)(const PgdStepArgs&, Range, int64_t*);
     void (*random_start)(const RandomStartArgs&, Range);
     void (*conv_input_grad)(const ConvInputGradArgs&, Range, float*);
+    void (*relu_bits)(const ActivationArgs&, Range);
+    void (*gate)(const ActivationArgs&, Range);
+    void (*row_hash)(const RowHashArgs&, Range);
     bool available;
 };
+
+#define ADVFAST_KERNELS(isa)                                                                                           \
+    isa::pgd_step, isa::random_start, isa::conv_input_grad, isa::relu_bits, isa::gate, isa::row_hash
 
 std::vector<Isa> find_isas() {
     std::vector<Isa> isas;
@@ -30,11 +36,10 @@ std::vector<Isa> find_isas() {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    isas.push_back({"avx512", avx512::pgd_step, avx512::random_start, avx512::conv_input_grad, avx512});
-    isas.push_back(
-        {"avx2", avx2::pgd_step, avx2::random_start, avx2::conv_input_grad, __builtin_cpu_supports("avx2") != 0});
+    isas.push_back({"avx512", ADVFAST_KERNELS(avx512), avx512});
+    isas.push_back({"avx2", ADVFAST_KERNELS(avx2), __builtin_cpu_supports("avx2") != 0});
 #endif
-    isas.push_back({"baseline", baseline::pgd_step, baseline::random_start, baseline::conv_input_grad, true});
+    isas.push_back({"baseline", ADVFAST_KERNELS(baseline), true});
     return isas;
 }
 
@@ -157,6 +162,23 @@ void conv_input_grad_cpu(const ConvInputGradArgs& args, int threads) {
         std::vector<float> scratch(static_cast<size_t>(floats));
         chosen.conv_input_grad(args, {begin, end}, scratch.data());
     });
+}
+
+namespace {
+// Chunks are whole bytes of bits, so that no two threads write the same one.
+void in_chunks(void (*kernel)(const ActivationArgs&, Range), const ActivationArgs& args, int threads) {
+    parallel_for((args.values + kChunk - 1) / kChunk, useful_threads(threads, args.values),
+                 [&](int, int64_t begin, int64_t end) { kernel(args, {begin, end}); });
+}
+} // namespace
+
+void relu_bits_cpu(const ActivationArgs& args, int threads) { in_chunks(isa().relu_bits, args, threads); }
+void gate_cpu(const ActivationArgs& args, int threads) { in_chunks(isa().gate, args, threads); }
+
+void row_hash_cpu(const RowHashArgs& args, int threads) {
+    const Isa& chosen = isa();
+    parallel_for(args.batch, useful_threads(threads, args.batch * args.dim),
+                 [&](int, int64_t begin, int64_t end) { chosen.row_hash(args, {begin, end}); });
 }
 
 } // namespace advfast

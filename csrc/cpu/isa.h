@@ -5,7 +5,7 @@
 
 namespace advfast {
 
-// A piece of the work: whole samples for l2 and l1, chunks of a sample for linf.
+// A piece of the work: whole samples for l2 and l1, chunks of a sample for linf, chunks of the tensor for activations.
 struct Range {
     int64_t begin, end;
 };
@@ -15,6 +15,9 @@ struct Range {
     void pgd_step(const PgdStepArgs& args, Range units, int64_t* nonfinite);                                           \
     void random_start(const RandomStartArgs& args, Range units);                                                       \
     void conv_input_grad(const ConvInputGradArgs& args, Range samples, float* scratch);                                \
+    void relu_bits(const ActivationArgs& args, Range chunks);                                                          \
+    void gate(const ActivationArgs& args, Range chunks);                                                               \
+    void row_hash(const RowHashArgs& args, Range rows);                                                                \
     }
 ADVFAST_DECLARE_ISA(baseline)
 ADVFAST_DECLARE_ISA(avx2)

@@ -1,0 +1,1 @@
+from .api import row_hash as row_hash
