@@ -28,7 +28,7 @@ _MULTIPLIES = re.compile(
     re.IGNORECASE,
 )
 # Ops and CUDA kernels carry the namespace, Triton kernels only the name of their function.
-_FUSED = re.compile(r"advfast::|^_(step_linf|step_ball|start)(_|$)")
+_FUSED = re.compile(r"advfast::|^_(step_linf|step_ball|start|activation|hash)(_|$)")
 
 _RANGE = re.compile(r"advfast\.")
 
@@ -247,7 +247,7 @@ def _kind(name: str) -> str:
 def _rows(averages: Iterable[Any], device: str) -> tuple[Row, ...]:
     """Kernels alone on a GPU: its time would count twice with that of the ops that launched them.
 
-    Named ranges (see graphs.py) are in the trace and not here: their own time is Python's, and no op's.
+    Named ranges (see graphs/) are in the trace and not here: their own time is Python's, and no op's.
     """
     rows = []
     for event in averages:

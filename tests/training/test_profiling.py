@@ -110,7 +110,7 @@ def test_which_steps_are_recorded(
 def test_ranges_for_nsight(tmp_path, tiny, monkeypatch):
     from contextlib import contextmanager
 
-    from advfast import graphs
+    from advfast.graphs import ranges
     from advfast.training import train
 
     seen = []
@@ -120,7 +120,7 @@ def test_ranges_for_nsight(tmp_path, tiny, monkeypatch):
         seen.append(f"{domain}:{name}")
         yield
 
-    monkeypatch.setattr(graphs, "nvtx", SimpleNamespace(annotate=annotate))
+    monkeypatch.setattr(ranges, "nvtx", SimpleNamespace(annotate=annotate))
     settings = {"epochs": 1, "steps": 3, "batch_size": 64, "progress": False}
     result = train("small-cnn", tiny, out=tmp_path / "run", **settings)
     steps = -(-result.environment["samples"]["train"] // 64)
