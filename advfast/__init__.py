@@ -7,6 +7,7 @@ from . import kernels as kernels
 from ._backend import available_impls as available_impls
 from ._backend import info as info
 from .attacks import PGDAttack as PGDAttack
+from .attacks import bpda as bpda
 from .evaluation import AttackFailed as AttackFailed
 from .evaluation import EvalReport as EvalReport
 from .evaluation import evaluate as evaluate

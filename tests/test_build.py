@@ -96,7 +96,9 @@ def attributes(path: Path) -> set[str]:
 
 def test_pointers_stay_in_the_kernel_families():
     users = {path.name for path in PYTHON if "data_ptr" in attributes(path)}
-    assert "native.py" in users and users <= {"native.py", "ops.py", "triton.py"}
+    # Two of the attacks' compare addresses, to tell storages apart.
+    telling_apart = {"split.py", "graph_key.py"}
+    assert "native.py" in users and users <= {"native.py", "ops.py", "triton.py"} | telling_apart
     for path in PYTHON:
         names = attributes(path)
         if path.name not in ("native.py", "_backend.py"):

@@ -1,3 +1,11 @@
 """Attacks on one inner loop."""
 
+from .bim import BIM as BIM
+from .bpda import BPDA as BPDA
+from .bpda import bpda as bpda
+from .fgsm import FGSM as FGSM
+from .fgsm import FGSMRS as FGSMRS
+from .mifgsm import MIFGSM as MIFGSM
+from .network import explain as explain
 from .pgd import PGDAttack as PGDAttack
+from .tpgd import TPGD as TPGD

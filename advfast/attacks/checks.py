@@ -12,6 +12,9 @@ from advfast.kernels.pgd.api import Bounds, nearest
 
 from .state import model_device
 
+SUM_TOLERANCE = 1e-4
+"""Of the sum of a row of soft labels: room for float32 rounding over many classes."""
+
 
 def check_choice(name: str, value: object, valid: Sequence[str]) -> None:
     if value not in valid:
@@ -54,19 +57,47 @@ def check_images(images: object, model: object) -> Tensor:
 
 
 def check_labels(labels: object, images: Tensor) -> Tensor:
-    """Labels as int64."""
+    """Classes as int64 [B]; soft labels, of shape [B, K], as float32 or float64."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integer class indices, got {labels.dtype}")
-    if labels.shape != images.shape[:1]:
+    soft = labels.is_floating_point() and labels.dim() == 2
+    if not soft and (
+        labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+    ):
+        raise TypeError(
+            "labels must be integer class indices of shape [B] or probabilities of the classes of shape "
+            f"[B, K], got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if labels.shape[:1] != images.shape[:1] or not (soft or labels.dim() == 1):
         raise ValueError(
             f"labels must have shape ({images.shape[0]},), one for each image, "
             f"got {tuple(labels.shape)}"
+            + ("; one-hot labels must be floats" if labels.dim() == 2 and not soft else "")
         )
     if labels.device != images.device:
         raise ValueError(f"labels are on {labels.device} but images are on {images.device}")
-    return labels.long()
+    if not soft:
+        return labels.long()
+    if labels.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            "soft labels must be float32 or float64 (in 16 bits their sum is not 1), "
+            f"got {labels.dtype}"
+        )
+    return labels.detach()
+
+
+def classes_of(labels: Tensor) -> Tensor:
+    """[B] int64: the classes, of soft labels the most likely one."""
+    return labels.argmax(1) if labels.dim() == 2 else labels
+
+
+def check_soft(loss: object, labels: Tensor) -> None:
+    """Soft labels with a loss that is defined for classes alone: an error before work starts."""
+    if labels.dim() == 2 and loss in ("margin", "dlr"):
+        raise ValueError(
+            f"loss={loss!r} compares the logit of one class with the others: it needs labels of shape "
+            f"[B], got soft ones of shape {tuple(labels.shape)}; use loss='ce', or labels.argmax(1)"
+        )
 
 
 def check_logits(logits: object, batch: int, least_classes: int, loss: object) -> Tensor:
@@ -111,7 +142,15 @@ def check_values(x0: Tensor, bounds: Bounds, labels: Tensor | None, classes: int
     else:
         below, above = (x0 < low).any(), (x0 > high).any()
     report = [smallest, largest, below, above]
-    if labels is not None:
+    soft = labels is not None and labels.dim() == 2
+    if labels is not None and soft:
+        if classes is not None and labels.shape[1] != classes:
+            raise ValueError(
+                f"soft labels must have shape [B, K] with K = {classes}, the number of logits, "
+                f"got {tuple(labels.shape)}"
+            )
+        report += [labels.amin(), *torch.aminmax(labels.sum(1))]
+    elif labels is not None:
         report += list(torch.aminmax(labels))
     values = torch.stack([value.reshape(()).double() for value in report]).tolist()
     if not all(math.isfinite(value) for value in values[:2]):
@@ -121,9 +160,20 @@ def check_values(x0: Tensor, bounds: Bounds, labels: Tensor | None, classes: int
             f"images must lie in bounds={bounds}, got values from {values[0]:.6g} to "
             f"{values[1]:.6g}; normalisation belongs inside the model"
         )
-    if labels is not None and classes is not None:
+    if soft:
+        _check_probabilities(*values[4:])
+    elif labels is not None and classes is not None:
         first, last = int(values[4]), int(values[5])
         if first < 0 or last >= classes:
             raise ValueError(
                 f"labels must be 0 .. {classes - 1} for {classes} logits, got {first} .. {last}"
             )
+
+
+def _check_probabilities(smallest: float, least: float, greatest: float) -> None:
+    # Written so that NaN fails.
+    if not (smallest >= 0 and least >= 1 - SUM_TOLERANCE and greatest <= 1 + SUM_TOLERANCE):
+        raise ValueError(
+            "soft labels must be probabilities: none below 0, each row with the sum 1, got values from "
+            f"{smallest:.6g} and sums from {least:.6g} to {greatest:.6g}"
+        )

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from advfast import _backend
-from advfast.kernels import project_, random_start
-from advfast.kernels.pgd.api import L2_ORDERS, Bounds, Number, check_norm
+from advfast.kernels import random_start
+from advfast.kernels.pgd.api import Bounds, Number
 
-from . import checks
-from .engine import ascend
-from .first_layer import fast_first_layer
-from .losses import LOSSES, MIN_CLASSES, Loss, check_loss
-from .state import BN_MODES, crafting, parameter_dtype
+from . import checks, starts
+from .call import Call
+from .losses import Loss
+from .outputs import Output
+from .settings import check_settings
+from .state import bare_model, crafting, parameter_dtype
 
-_STARTS = ("philox", "torch")
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_RESULTS = ("nonfinite", "capture_note", "launches")
 
 
 class PGDAttack:
@@ -39,30 +40,55 @@ class PGDAttack:
         random_start: start from a random point of the ball (linf: of the cube).
         norm: "linf", "l2" or "l1"; see `advfast.kernels.pgd_step_` for the exact step of each.
         loss: "ce", "margin" (Carlini-Wagner), "dlr", "kl" (against the clean prediction: TRADES), or a function of
-            (logits [B, K], labels [B]) that returns [B] or, without restarts, a scalar.
+            (logits, labels) of the rows at hand that returns one value a row or, in a single run, a scalar.
         targeted: labels are the classes to reach: the loss is lowered.
         restarts: number of runs from different starts; for each sample a misclassified result is preferred, then the
-            higher loss (targeted: reached the target, then the lower loss), both on the final iterate.
+            higher loss (targeted: reached the target, then the lower loss), both on the final iterate. All runs are
+            one batch where `batch_size` and `fold` permit it; the result is that of one after another.
         bounds: (lo, hi) of a pixel, each a number or one value a channel; None for no box.
         bn: "eval": crafts with the whole model in eval mode. "train": with the modes of a model in train mode, running
             statistics put back. "train-update": the same, and running statistics move.
-        fold: permits the engine to change the arithmetic within rounding. False: exactly the bits of the plain loop. So
-            far it changes one thing: on a CPU the input gradient of a first convolution (at most 4 channels, float32)
-            is `advfast.kernels.conv2d_input_grad`, which sums in another order.
+        fold: permits the engine to change the arithmetic within rounding: folded layers, an input gradient that is
+            summed in another order, several runs in one batch, finished samples that leave it. False: exactly the bits
+            of the plain loop.
         precision: "fp32": the model runs in its own dtype, also under an outer autocast. "bf16", "fp16": it runs under
             autocast, with the iterate, the loss and the softmax in float32 and the logit gradient rescaled.
         capture: "auto" or "off"; CUDA-graph capture is not built yet and "required" raises.
-        compile: "auto" or "off"; the loop is not compiled yet.
+        compile: "auto", "off" or "on": whether the network is compiled.
         impl: implementation of the fused step: "auto", "reference", "cpp", "cuda", "triton".
         seed: integer: starts are keyed by (seed, sample id, restart), independent of the batch split. None: a new seed
             for each call from torch's generator, so that torch.manual_seed governs it.
         start: "philox" as above, or "torch": drawn by torch's generator exactly as torchattacks draws it (linf, l2).
         l2_order: "ball-box" (torchattacks, foolbox) or "box-ball-box" (cleverhans, ART).
         check: check images and labels by value, with one synchronisation before the first gradient.
+        momentum: decay of MI-FGSM's velocity (Dong et al., CVPR 2018): the step follows
+            ``g <- momentum * g + grad / mean(|grad|)`` of each sample; 0 for none.
+        eot: the gradient is the mean over so many passes of a model that draws random numbers (Athalye et al., ICML
+            2018), and logits that decide on success are too. In 16-bit precision each pass weighs alike, as its
+            gradient is rescaled.
+        early_stop: a sample whose iterate is found to succeed (misclassified; targeted: the class is reached) keeps
+            that iterate. The forward pass of a step is what tells, so that the last iterate is not looked at. Of
+            several runs of a sample the first that stopped is kept, in the order of the restarts and, in each, of the
+            targets.
+        targets: so many runs for each start, each towards one of the wrong classes that are most likely on the clean
+            image, with the targeted form of the loss; "margin" and "dlr" compare that class with the label (Croce &
+            Hein, ICML 2020, eq. 7). A misclassified result is preferred, then the larger margin. 0: none of it.
+        cycles: "auto": a run of 32 or more deterministic sign steps ends for a sample whose iterate repeats an earlier
+            one, with the iterate that the full run ends with. What draws from torch's generators is not taken for
+            deterministic; "off" is for a model that draws from others.
+        compact_every: steps after which finished samples leave the batch (bn="eval" only), the one synchronisation of
+            the loop; without `early_stop` and cycles there is none. The result does not depend on it.
+        batch_size: most rows (samples x runs) of a pass; larger inputs are run in pieces. None: all samples at once.
+        max_bytes: the same by memory: pieces that are estimated to take so many bytes, weights not counted. The
+            estimate is made from what one sample's forward pass keeps.
+        output: where the logits are in what the model returns: a key or attribute, an index, or a function of it.
 
     Raises:
         TypeError, ValueError: bad settings, here or (when changed later) at the call.
     """
+
+    STEP_OF_EPS: ClassVar[float] = 0.25
+    """The step size in units of eps where alpha is None."""
 
     def __init__(
         self,
@@ -87,6 +113,15 @@ class PGDAttack:
         start: str = "philox",
         l2_order: str = "ball-box",
         check: bool = True,
+        momentum: float = 0.0,
+        eot: int = 1,
+        early_stop: bool = False,
+        targets: int = 0,
+        cycles: str = "auto",
+        compact_every: int = 5,
+        batch_size: int | None = None,
+        max_bytes: int | None = None,
+        output: Output = None,
     ) -> None:
         self.model = model
         self.eps = eps
@@ -108,27 +143,61 @@ class PGDAttack:
         self.start = start
         self.l2_order = l2_order
         self.check = check
+        self.momentum = momentum
+        self.eot = eot
+        self.early_stop = early_stop
+        self.targets = targets
+        self.cycles = cycles
+        self.compact_every = compact_every
+        self.batch_size = batch_size
+        self.max_bytes = max_bytes
+        self.output = output
         self.nonfinite: Tensor | None = None
-        """After a call: int64 [1], the number of gradient entries that were not finite."""
+        """After a call: int64 [1], the number of gradient entries that were not finite, in the steps that were made."""
+        self.capture_note = ""
+        """After a call: why it was not captured, if that was asked for."""
+        self.launches = 0
+        """Replays of captured graphs so far."""
+        self._prepared: tuple[tuple, Call] | None = None
         self._validate()
+        self._checked = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _RESULTS and not name.startswith("_"):
+            self.__dict__["_checked"], self.__dict__["_prepared"] = False, None
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
 
     def __repr__(self) -> str:
         shown = {
-            name: value for name, value in vars(self).items() if name not in ("model", "nonfinite")
+            name: value
+            for name, value in vars(self).items()
+            if name != "model" and name not in _RESULTS and not name.startswith("_")
         }
         settings = ", ".join(f"{name}={value!r}" for name, value in shown.items())
-        return f"PGDAttack(model={type(self.model).__name__}, {settings})"
+        return f"{type(self).__name__}(model={type(self.model).__name__}, {settings})"
 
     def __call__(
-        self, images: Tensor, labels: Tensor | None = None, *, sample_ids: Tensor | None = None
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        sample_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        init: Tensor | None = None,
     ) -> Tensor:
         """Adversarial images.
 
         Args:
             images: [B, ...], float16, bfloat16, float32 or float64, inside `bounds`.
-            labels: [B], integer classes (the targets if `targeted`). None: the model's predictions on `images`.
+            labels: [B], integer classes (the targets if `targeted`), or probabilities of the classes, [B, K]. None: the
+                model's predictions on `images`.
             sample_ids: [B] int64, numbers of the samples in the data set, so that the random start does not depend on
                 the batch split; default 0 .. B-1.
+            mask: bool or 0 and 1, broadcasts over images: which entries may change, by start and steps.
+            init: like images, the iterate to start from in place of a random start; projected onto ball and box.
 
         Returns:
             A new tensor, detached, with the shape, dtype, device and memory format of images; inside the ball and the
@@ -138,155 +207,53 @@ class PGDAttack:
             TypeError, ValueError: what was wrong, expected and got; the model is left as it was.
             RuntimeError: the model's output does not depend on its input, or `impl` cannot run here.
         """
-        self._validate()
-        checks.check_images(images, self.model)
+        if not self._checked:
+            self._validate()
+            self._checked = True
+        model = bare_model(self.model)
+        checks.check_images(images, model)
         if labels is not None:
             labels = checks.check_labels(labels, images)
+            checks.check_soft(self.loss, labels)
         elif self.targeted:
             raise ValueError("a targeted attack needs labels: the classes to reach")
+        if len(images) == 0:
+            self.nonfinite = torch.zeros(1, dtype=torch.int64, device=images.device)
+            return torch.empty_like(images)
         with ExitStack() as stack:
             # Works where the caller switched gradients off; what was made in inference mode is copied.
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(
                 torch.autocast(
-                    images.device.type, _PRECISIONS[self.precision], self.precision != "fp32"
+                    images.device.type, _AUTOCAST[self.precision], self.precision != "fp32"
                 )
             )
-            stack.enter_context(crafting(self.model, self.bn))
-            return self._run(images, labels, sample_ids)
-
-    def _validate(self) -> None:
-        if not callable(self.model):
-            raise TypeError(f"model must be callable, got {type(self.model).__name__}")
-        checks.check_radius(self.eps)
-        if self.alpha is not None:
-            checks.check_step(self.alpha)
-        checks.check_count("steps", self.steps, 0)
-        checks.check_count("restarts", self.restarts, 1)
-        norm = check_norm("PGDAttack", self.norm)
-        check_loss(self.loss)
-        checks.check_choice("bn", self.bn, BN_MODES)
-        checks.check_choice("precision", self.precision, tuple(_PRECISIONS))
-        checks.check_choice("compile", self.compile, ("auto", "off"))
-        checks.check_choice("capture", self.capture, ("auto", "off", "required"))
-        checks.check_choice("impl", self.impl, ("auto", *_backend.IMPLS))
-        checks.check_choice("start", self.start, _STARTS)
-        checks.check_choice("l2_order", self.l2_order, L2_ORDERS)
-        if self.capture == "required":
-            raise RuntimeError("capture='required': this version does not capture CUDA graphs")
-        if self.restarts > 1 and not self.random_start:
-            raise ValueError(
-                f"restarts={self.restarts} with random_start=False repeats the same run: "
-                "set random_start=True or restarts=1"
-            )
-        if self.loss == "kl" and not self.random_start and self.steps:
-            raise ValueError(
-                "loss='kl' has no gradient at the clean image: it needs random_start=True"
-            )
-        if self.loss == "kl" and self.targeted:
-            raise ValueError("loss='kl' does not use labels: targeted must be False")
-        if self.start == "torch" and norm == "l1":
-            raise ValueError("start='torch' is defined for linf and l2; for l1 use start='philox'")
-
-    def _run(self, images: Tensor, labels: Tensor | None, sample_ids: Tensor | None) -> Tensor:
-        own = parameter_dtype(self.model)
-        wide = torch.float64 if torch.float64 in (images.dtype, own) else torch.float32
-        input_dtype = wide if own is None else own
-        if own is None and images.dtype != wide:
-            input_dtype = images.dtype
-        x0 = _dense_copy(images, wide)
-        norm = check_norm("PGDAttack", self.norm)
-        batch = x0.shape[0]
-        clean: Tensor | None = None
-        least = MIN_CLASSES.get(self.loss, 1) if isinstance(self.loss, str) else 1
-        unchecked = self.check
-        first_layer = fast_first_layer(self.model, x0) if self.fold else nullcontext()
-
-        def forward(model_input: Tensor) -> Tensor:
-            nonlocal unchecked
-            logits = checks.check_logits(self.model(model_input), batch, least, self.loss)
-            if unchecked:
-                unchecked = False
-                checks.check_values(x0, self.bounds, labels, logits.shape[1])
-            if torch.is_grad_enabled():
-                checks.check_differentiable(logits)
-            return logits
-
-        if batch == 0:
-            return torch.empty_like(images)
-        if labels is not None and labels.is_inference():
-            labels = labels.clone()  # autograd cannot save a tensor made in inference mode
-        if self.loss == "kl" or (labels is None and (self.steps or self.restarts > 1)):
-            with torch.no_grad():
-                clean = forward(x0 if input_dtype == wide else x0.to(input_dtype))
-            if labels is None:
-                labels = clean.argmax(1)
-        reference = clean if self.loss == "kl" else labels
-        loss = LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
-
-        def objective(logits: Tensor) -> Tensor:
-            value = loss(logits, reference)  # type: ignore[arg-type]  # labels exist by now
-            return -value if self.targeted else value
-
-        self.nonfinite = torch.zeros(1, dtype=torch.int64, device=x0.device)
-        eps = self._widened(self.eps, wide)
-        alpha = eps / 4 if self.alpha is None else self._widened(self.alpha, wide)
-        seed = self._seed(x0.device)
-        best: Tensor | None = None
-        rank: tuple[Tensor, Tensor] | None = None
-        for restart in range(self.restarts):
-            x = self._start(x0, eps, norm, seed, restart, sample_ids)
-            if self.steps:
-                # Also around the backward pass: a checkpointed network computes its layers there once more.
-                with first_layer:
-                    ascend(
-                        forward,
-                        x,
-                        x0,
-                        objective,
-                        steps=self.steps,
-                        alpha=alpha,
-                        eps=eps,
-                        norm=norm,
-                        bounds=self.bounds,
-                        l2_order=self.l2_order,
-                        input_dtype=input_dtype,
-                        sixteen_bit=self.precision != "fp32",
-                        nonfinite=self.nonfinite,
-                        impl=self.impl,
-                    )
-            if self.restarts == 1:
-                best = x
-                break
-            found = self._rank(x, x0, eps, norm, input_dtype, forward, objective, labels)
-            best, rank = (x, found) if best is None else _keep_best(best, rank, x, found)
-        if unchecked:
-            checks.check_values(x0, self.bounds, None, None)
-        if x0.device.type == "cpu" and self.check and self.nonfinite.item():
+            stack.enter_context(crafting(model, self.bn))
+            call = self._call_for(model, images)
+            result, self.nonfinite = call(images, labels, sample_ids, mask, init)
+        if result.device.type == "cpu" and self.check and self.nonfinite.item():
             warnings.warn(
                 f"{self.nonfinite.item()} gradient entries were not finite; those pixels (l2, l1: "
                 "samples) did not move in that step",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=2,
             )
-        assert best is not None
-        if best.dtype != images.dtype:
-            best = self._narrow(best, x0, images.dtype, eps, norm)
-        if best.stride() != images.stride():
-            best = torch.empty_like(images).copy_(best)
-        return best
+        return result
 
-    @staticmethod
-    def _widened(value: Number, dtype: torch.dtype) -> Number:
-        return value.detach().to(dtype) if isinstance(value, Tensor) else value
+    def _validate(self) -> None:
+        check_settings(self)
 
-    def _seed(self, device: torch.device) -> Tensor | None:
-        if not self.random_start or self.start == "torch":
-            return None
-        if self.seed is None:
-            return torch.randint(2**63 - 1, (1,), device=device)
-        return torch.full((1,), self.seed, dtype=torch.int64, device=device)
+    def _call_for(self, model: Callable[[Tensor], Tensor], images: Tensor) -> Call:
+        """The prepared call of this kind of input, made anew when that or a setting changed."""
+        key = (images.shape, images.dtype, images.device, parameter_dtype(model))
+        if (
+            self._prepared is None
+            or self._prepared[0] != key
+            or self._prepared[1].model is not model
+        ):
+            self._prepared = key, Call(self, model, images)
+        return self._prepared[1]
 
     def _start(
         self,
@@ -297,75 +264,18 @@ class PGDAttack:
         restart: int,
         sample_ids: Tensor | None,
     ) -> Tensor:
-        if not self.random_start:
-            return x0.clone()
-        if seed is not None:
-            return random_start(
-                x0,
-                eps=eps,
-                norm=norm,
-                bounds=self.bounds,
-                seed=seed,
-                offset=restart,
-                sample_ids=sample_ids,
-                impl=self.impl,
+        """A random start, [B, ...] like x0: by the seed, or where that is None by torch's generator."""
+        if seed is None:
+            return starts.of_torchattacks(
+                x0, eps=eps, norm=norm, bounds=self.bounds, impl=self.impl
             )
-        # The draws of torchattacks.PGD and PGDL2, in their order.
-        if norm == "linf":
-            if isinstance(eps, Tensor):
-                start = x0 + torch.empty_like(x0).uniform_(-1, 1) * eps
-            else:
-                start = x0 + torch.empty_like(x0).uniform_(-eps, eps)
-        else:
-            delta = torch.empty_like(x0).normal_()
-            size = delta.flatten(1).norm(p=2, dim=1).reshape(-1, *[1] * (x0.dim() - 1))
-            radius = torch.zeros_like(size).uniform_(0, 1)
-            start = x0 + delta * (radius / size * eps)
-        return project_(start, x0, eps=eps, norm=norm, bounds=self.bounds, impl=self.impl)
-
-    def _rank(
-        self, x, x0, eps, norm, input_dtype, forward, objective, labels
-    ) -> tuple[Tensor, Tensor]:
-        """([B] attack succeeded, [B] objective) on the final iterate, as the model sees it."""
-        seen = x if input_dtype == x.dtype else self._narrow(x, x0, input_dtype, eps, norm)
-        with torch.no_grad():
-            logits = forward(seen)
-            value = objective(logits)
-            predicted = logits.argmax(1)
-        if value.shape != predicted.shape:
-            raise ValueError(
-                f"with restarts the loss must return one value a sample, shape "
-                f"({predicted.shape[0]},), got {tuple(value.shape)}"
-            )
-        assert labels is not None
-        return (predicted == labels) if self.targeted else (predicted != labels), value
-
-    def _narrow(self, x: Tensor, x0: Tensor, dtype: torch.dtype, eps: Number, norm: str) -> Tensor:
-        """x in another dtype, still inside the ball and the box."""
-        result = torch.empty_like(x, dtype=dtype)
-        project_(x, x0, eps=eps, norm=norm, bounds=self.bounds, out=result, impl=self.impl)
-        return result
-
-
-def _dense_copy(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in `dtype` that keeps NCHW or NHWC order; any other strides become NCHW."""
-    images = images.detach()
-    layout = torch.contiguous_format
-    if images.dim() == 4 and not images.is_contiguous():
-        if images.is_contiguous(memory_format=torch.channels_last):
-            layout = torch.channels_last
-    elif images.dim() == 5 and images.is_contiguous(memory_format=torch.channels_last_3d):
-        layout = torch.channels_last_3d
-    return images.to(dtype, memory_format=layout, copy=True)
-
-
-def _keep_best(best, rank, x, found) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """For each sample the run that succeeded, then the one with the higher objective."""
-    success, value = found
-    old_success, old_value = rank
-    better = (success & ~old_success) | ((success == old_success) & (value > old_value))
-    pick = better.reshape(-1, *[1] * (x.dim() - 1))
-    return (
-        torch.where(pick, x, best),
-        (torch.where(better, success, old_success), torch.where(better, value, old_value)),
-    )
+        return random_start(
+            x0,
+            eps=eps,
+            norm=norm,
+            bounds=self.bounds,
+            seed=seed,
+            offset=restart,
+            sample_ids=sample_ids,
+            impl=self.impl,
+        )

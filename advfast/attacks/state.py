@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 BN_MODES = ("eval", "train", "train-update")
+_SYNCED = ("require_backward_grad_sync", "require_forward_param_sync")
+"""Attributes of DistributedDataParallel that let it talk to the other ranks."""
+
+
+def bare_model(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The module inside DistributedDataParallel or DataParallel; anything else as it is.
+
+    An attack takes no weight gradient, so that nothing is to be reduced; what the wrapper prepares for its own backward
+    pass would be left waiting for it, and ranks that take different numbers of steps would wait for each other.
+    """
+    while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        model = model.module
+    return model
 
 
 @contextmanager
 def crafting(model: object, bn: str) -> Iterator[None]:
-    """The model in the mode for crafting, and afterwards exactly as it was.
+    """The model in the mode for crafting, and afterwards exactly as it was; no rank waits for another meanwhile.
 
     Args:
         model: an nn.Module; any other callable is left alone.
@@ -25,6 +38,13 @@ def crafting(model: object, bn: str) -> Iterator[None]:
         yield
         return
     modes = [(module, module.training) for module in model.modules()]
+    # Those within a larger module, which `bare_model` does not see.
+    wrapped = [
+        (module, name, getattr(module, name))
+        for module, _ in modes
+        if isinstance(module, nn.parallel.DistributedDataParallel)
+        for name in _SYNCED
+    ]
     buffers = []
     if bn == "train":
         buffers = [
@@ -34,6 +54,8 @@ def crafting(model: object, bn: str) -> Iterator[None]:
             if buffer is not None
         ]
     try:
+        for wrapper, name, _ in wrapped:
+            setattr(wrapper, name, False)
         if bn == "eval":
             if any(training for _, training in modes):
                 model.eval()
@@ -44,6 +66,8 @@ def crafting(model: object, bn: str) -> Iterator[None]:
         for module, training in modes:
             # Not module.train(): that would change its children too.
             module.training = training
+        for wrapper, name, value in wrapped:
+            setattr(wrapper, name, value)
         with torch.no_grad():
             for module, name, buffer, values in buffers:
                 buffer.copy_(values)

@@ -45,6 +45,16 @@ def attack(
     target: Annotated[
         int | None, typer.Option(help="Class to reach. [default: any but the label]")
     ] = None,
+    targets: Annotated[
+        int,
+        typer.Option(
+            help="Runs, each towards one of the most likely wrong classes; 0: away from the label."
+        ),
+    ] = 0,
+    early_stop: Annotated[
+        bool,
+        typer.Option("--early-stop", help="An image that is misclassified (reached) stays so."),
+    ] = False,
     batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 500,
     split: Split = "test",
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
@@ -113,6 +123,8 @@ def attack(
         restarts=restarts,
         loss=loss,
         targeted=target is not None,
+        targets=targets,
+        early_stop=early_stop,
         seed=seed,
         precision=precision,
     )

@@ -22,7 +22,11 @@ def evaluate(
         typer.Option(help="Name, path, or file.py:make. [default: the data of the run]"),
     ] = None,
     attacks: Annotated[
-        str, typer.Option(help="clean, pgd-K and file.py:name of your own, with commas.")
+        str,
+        typer.Option(
+            help="clean, pgd-K, fgsm, fgsm-rs, bim-K, mi-fgsm-K, tpgd-K and file.py:name of your own, "
+            "with commas."
+        ),
     ] = "clean,pgd-20",
     eps: Eps = None,
     norm: Norm = None,
@@ -30,9 +34,7 @@ def evaluate(
     split: Split = "test",
     limit: Annotated[int | None, typer.Option(help="Only the first so many samples.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random starts.")] = 0,
-    precision: Annotated[
-        str, typer.Option(help="Of the crafting in pgd-K: fp32, bf16 or fp16.")
-    ] = "fp32",
+    precision: Annotated[str, typer.Option(help="Of the crafting: fp32, bf16 or fp16.")] = "fp32",
     out: Annotated[
         Path | None,
         typer.Option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -11,35 +10,16 @@ import torch
 from torch import Tensor
 
 from advfast.attacks import PGDAttack
-from advfast.kernels.pgd.api import nearest
 
 from .guard import lent
+from .named import named
 
 Foreign = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 """attack(model, images, labels) -> adversarial images."""
 
-_PGD = re.compile(r"pgd-([1-9][0-9]*)")
 _ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-6
 """A result counts as inside the ball up to here: room for float32 rounding."""
-
-
-def parse_attack(name: object) -> int:
-    """Steps of "pgd-K"; 0 for "clean".
-
-    Raises:
-        ValueError: any other name.
-    """
-    if name == "clean":
-        return 0
-    match = _PGD.fullmatch(name) if isinstance(name, str) else None
-    if match is None:
-        raise ValueError(
-            "an attack must be 'clean' or 'pgd-K' with a number of steps K, such as 'pgd-20', or a "
-            f"callable attack(model, images, labels), got {name!r}"
-            f"{nearest(str(name), ('clean', 'pgd-20'))}"
-        )
-    return int(match[1])
 
 
 @dataclass
@@ -122,15 +102,10 @@ def entries(
 
 
 def _named(name, attack, model, eps, norm, seed, precision) -> Entry:
-    steps = parse_attack(attack)
-    if not steps:
-        return Entry(name or "clean", "the images as they are", None)
-    # The images and labels are checked here already, and what is not finite is counted, not warned of.
-    pgd = PGDAttack(
-        model, eps, None, steps, norm=norm, bn="eval", seed=seed, precision=precision, check=False
-    )
-    words = f"PGD, {steps} steps of eps/4, one uniform start, cross-entropy, last iterate"
+    pgd, words = named(attack, model, eps=eps, norm=norm, seed=seed, precision=precision)
     entry = Entry(name or str(attack), words, None)
+    if pgd is None:
+        return entry
 
     def craft(images: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
         result = pgd(images, labels, sample_ids=numbers)
@@ -146,7 +121,9 @@ def _instance(name: str | None, attack: PGDAttack) -> Entry:
     def craft(images: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
         return attack(images, labels, sample_ids=numbers)
 
-    return Entry(name or f"PGDAttack-{attack.steps}", repr(attack), craft, foreign=True)
+    return Entry(
+        name or f"{type(attack).__name__}-{attack.steps}", repr(attack), craft, foreign=True
+    )
 
 
 def _foreign(

@@ -55,7 +55,9 @@ def evaluate(
     """Accuracy on `data`, clean and attacked.
 
     "pgd-K" is K steps of size eps/4 that raise the cross-entropy, from one uniform random start, last iterate, with the
-    whole model in eval mode. The starts are keyed by (seed, sample number).
+    whole model in eval mode. The starts are keyed by (seed, sample number). "fgsm", "fgsm-rs", "bim-K", "mi-fgsm-K" and
+    "tpgd-K" are the attacks of these names (see `advfast.attacks`), those with K steps with a step of eps/4 too;
+    `report.attacks` says what each is.
 
     A sample that is misclassified when clean is broken whatever the attack: it is not attacked, and counts as wrong.
     Each attack gets the others, and its accuracy does not depend on which other attacks are asked for. A sample with
@@ -73,12 +75,12 @@ def evaluate(
             to its dtype, and the ball is around these.
         data: a pair of tensors (images, labels), a Dataset, a DataLoader, a Source, or the name of a built-in data set
             or the path of one (see `advfast.data.load`).
-        attacks: "clean", "pgd-K" for any K, and callables; or a mapping of names to these.
+        attacks: "clean", "pgd-K" for any K, the other names above, and callables; or a mapping of names to these.
         eps: radius in pixel units.
         norm: "linf", "l2" or "l1".
         batch_size: samples a batch; the result depends on it by rounding in the network alone.
         seed: of the random starts.
-        precision: of the crafting in "pgd-K": "fp32" is the model's own dtype, "bf16" and "fp16" run it under autocast.
+        precision: of the crafting by name: "fp32" is the model's own dtype, "bf16" and "fp16" run it under autocast.
             Predictions are always made in the model's own dtype.
         split: "test", "val" or "train" of a built-in data set or a path.
         limit: the first so many samples; None for all.

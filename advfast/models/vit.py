@@ -94,7 +94,7 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> logits [B, classes]."""
         x = self.patches(self.normalise(x)).flatten(2).transpose(1, 2)  # [B, tokens, dim]
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
         return self.linear(self.norm(self.blocks(x))[:, 0])
 
 

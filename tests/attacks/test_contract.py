@@ -281,4 +281,7 @@ def test_exactly_one_forward_a_step():
     assert len(calls) == 10
     calls.clear()
     PGDAttack(model, steps=10, restarts=3)(images, labels)
-    assert len(calls) == 33  # and one to compare the final iterates
+    assert len(calls) == 11  # the runs are one batch; and one to compare the final iterates
+    calls.clear()
+    PGDAttack(model, steps=10, restarts=3, fold=False)(images, labels)
+    assert len(calls) == 33

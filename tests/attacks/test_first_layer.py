@@ -1,4 +1,4 @@
-"""The engine's own path for the first convolution: the same attack within rounding, and no trace of it left."""
+"""The first convolution of a network that runs as it is: the same attack within rounding, and no trace of it left."""
 
 import copy
 
@@ -46,7 +46,14 @@ def batch(channels=1):
 
 
 def both(model, images, labels, **settings):
-    settings = {"eps": 0.3, "alpha": 0.02, "steps": 4, "random_start": False} | settings
+    # In train mode a network runs as it is, so that this is the path.
+    settings = {
+        "eps": 0.3,
+        "alpha": 0.02,
+        "steps": 4,
+        "random_start": False,
+        "bn": "train",
+    } | settings
     return [PGDAttack(model, fold=fold, **settings)(images, labels) for fold in (True, False)]
 
 

@@ -74,9 +74,35 @@ def test_earlier_results_are_kept(run, tmp_path, capsys):
     assert out.read_bytes() != before
 
 
+def test_targets_and_early_stop(run, tmp_path):
+    """Several runs break at least what one breaks, and with --early-stop no image goes on that is misclassified."""
+    model, test = load(run), load_data("digits").test
+    images, labels = test.batch(torch.arange(100))
+    words = ["attack", str(run), "--limit", "100", "--steps", "6", "--quiet", "--eps", "0.1"]
+    made = {}
+    for name, more in {
+        "one": [],
+        "targets": ["--targets", "3"],
+        "stop": ["--early-stop", "--restarts", "2"],
+    }.items():
+        out = tmp_path / f"{name}.npz"
+        assert cli.main([*words, "--out", str(out), *more]) == 0
+        with np.load(out) as found:
+            made[name] = torch.from_numpy(found["images"])
+    expected = {
+        "targets": PGDAttack(model, 0.1, None, 6, seed=0, targets=3),
+        "stop": PGDAttack(model, 0.1, None, 6, seed=0, early_stop=True, restarts=2),
+    }
+    for name, attack in expected.items():
+        assert (made[name] == attack(images, labels)).float().mean() > 0.99
+        assert not torch.equal(made[name], made["one"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--targets", "-1"], "targets must be an integer >= 0"),
+        (["--targets", "2", "--target", "3"], "targeted must be False"),
         (["--out", "a.txt"], "must name an .npz file"),
         (["--target", "10"], "target must be 0 .. 9, got 10"),
         (["--steps", "-1"], "steps must be an integer >= 0"),

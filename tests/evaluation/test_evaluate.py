@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from advfast import PGDAttack, models
+from advfast.attacks import BIM, FGSM, FGSMRS, MIFGSM, TPGD
 from advfast.data import as_source
 from advfast.evaluation import evaluate
 
@@ -275,11 +276,72 @@ def test_gradients_that_are_not_finite_are_reported(linear):
     assert "gradient entries were not finite" in warning
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd-0", "pgd-x", "pgd20", "fgsm", "PGD-20", 3, "pgd-20 "])
+NAMED = {
+    "fgsm": (FGSM, ()),
+    "fgsm-rs": (FGSMRS, ()),
+    "pgd-3": (PGDAttack, (None, 3)),
+    "bim-3": (BIM, (None, 3)),
+    "mi-fgsm-3": (MIFGSM, (None, 3)),
+    "tpgd-3": (TPGD, (None, 3)),
+}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", NAMED)
+def test_an_attack_by_name_is_that_attack(cnn, name, norm):
+    model, images, labels = cnn
+    make, arguments = NAMED[name]
+    eps = EPS if norm == "linf" else 5 * EPS
+    model.eval()
+    clean = model(images).argmax(1) == labels
+    adversarial = make(model, eps, *arguments, norm=norm, seed=3)(images, labels)
+    right = (model(adversarial).argmax(1) == labels) & clean
+    report = evaluate(
+        model, (images, labels), attacks=(name,), eps=eps, norm=norm, seed=3, batch_size=40
+    )
+    assert report[name].correct == int(right.sum()) < int(clean.sum())
+    assert name.rpartition("-3")[0].upper() in report.attacks[name] or name in ("fgsm", "fgsm-rs")
+    assert not report.warnings
+
+
+def test_the_words_say_the_step_and_the_start():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    data = (torch.rand(4, 3, 2, 2), torch.arange(4) % 2)
+    names = ("fgsm", "fgsm-rs", "pgd-1", "pgd-20", "bim-2", "mi-fgsm-2", "tpgd-2")
+    words = evaluate(model, data, attacks=names, eps=0.01).attacks
+    assert words["fgsm"].startswith("FGSM, one step of eps from the image")
+    assert "1.25 eps from one uniform start" in words["fgsm-rs"]
+    assert words["pgd-1"].startswith("PGD, 1 step of eps/4, one uniform start")
+    assert words["pgd-20"] == (
+        "PGD, 20 steps of eps/4, one uniform start, cross-entropy, last iterate"
+    )
+    assert "momentum 1" in words["mi-fgsm-2"] and "KL" in words["tpgd-2"]
+
+
+UNKNOWN = {
+    "pgd": "'pgd-20'",
+    "pgd-0": None,
+    "pgd-x": None,
+    "pgd20": "'pgd-20'",
+    "PGD-20": "'pgd-20'",
+    "pgd-20 ": "'pgd-20'",
+    "fgsm-3": "'fgsm'",
+    "fgsm_rs": "'fgsm-rs'",
+    "bim": "'bim-20'",
+    "mifgsm-20": "'mi-fgsm-20'",
+    "tpgd-0": None,
+    3: None,
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_attack(linear, name):
     model, images, labels, _ = linear
-    with pytest.raises(ValueError, match="'clean' or 'pgd-K'"):
+    with pytest.raises(ValueError, match="an attack must be 'clean', 'fgsm'") as raised:
         evaluate(model, (images, labels), attacks=(name,))
+    assert f"got {name!r}" in str(raised.value)
+    if UNKNOWN[name]:
+        assert f"did you mean {UNKNOWN[name]}?" in str(raised.value)
 
 
 @pytest.mark.parametrize(
