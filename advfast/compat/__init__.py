@@ -1,0 +1,1 @@
+"""Front ends with the calls of other libraries, on the attacks of this one."""

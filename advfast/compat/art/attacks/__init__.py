@@ -1,0 +1,1 @@
+"""Attacks, where ART has them."""

@@ -1,0 +1,1 @@
+"""Estimators, where ART has them."""
