@@ -58,7 +58,6 @@ def open_for(plan: Plan, logits: Logits, example: Tensor) -> Network:
         fold=plan.fold,
         deterministic=plan.deterministic,
         example=example,
-        passes=plan.steps * plan.eot,
         compile=plan.compile == "on",
     )
 

@@ -15,25 +15,24 @@ from advfast.kernels.conv.ops import conv2d_input_grad_op
 from .lower import Graph, Layer, conv_settings, norm_settings
 from .run import Unfit, Weights
 
-_FEW_PIXELS = 4096
-"""Of all outputs of a layer. Below, the library's reordering of the weights shows beside the arithmetic."""
-_REORDERINGS = 4
-"""What packing for the backward pass costs, in reorderings."""
-
 
 @functools.cache
-def _onednn() -> bool:
+def _onednn(dtype: torch.dtype) -> bool:
     """Whether torch's packed convolutions with what follows them fused are there; torch.compile uses them too."""
-    if not torch.backends.mkldnn.is_available():
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     try:
-        x, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3)
-        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, [1, 1], [1, 1], [1, 1], 1)
-        y = _packed_forward(x, packed, None, ([1, 1], [1, 1], [1, 1], 1), "relu")
-        z = _packed_add_(
-            torch.ones(1, 1, 3, 3), x, packed, None, ([1, 1], [1, 1], [1, 1], 1), "relu"
-        )
-        return float(y[0, 0, 1, 1]) == 9.0 and float(z[0, 0, 0, 0]) == 5.0
+        if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        x = weight = torch.ones(1, 1, 3, 3, dtype=dtype)
+        settings = ([1, 1], [1, 1], [1, 1], 1)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *settings)
+        y = _packed_forward(x, packed, None, settings, "relu")
+        z = _packed_add_(x.clone(), x, packed, None, settings, "relu")
+        back = ([1, 1], [0, 0], [1, 1], [1, 1], 1)
+        turned = torch.ops.mkldnn._reorder_convolution_transpose_weight(weight, *back)
+        t = _packed_transposed(x, turned, back)
+        return [float(v[0, 0, 0, 0]) for v in (y, z, t)] == [4.0, 5.0, 4.0]
     except (AttributeError, RuntimeError, TypeError):  # private names of torch: they may change
         return False
 
@@ -41,6 +40,12 @@ def _onednn() -> bool:
 def _packed_forward(x, packed, bias, settings, after):
     return torch.ops.mkldnn._convolution_pointwise.default(
         x, packed, bias, *settings, after, [], ""
+    )
+
+
+def _packed_transposed(gradient, packed, settings):
+    return torch.ops.mkldnn._convolution_transpose_pointwise.default(
+        gradient, packed, None, *settings, "none", [], ""
     )
 
 
@@ -80,33 +85,37 @@ class Convolution:
             # One pass over the weights, to the order in memory that is wanted.
             folded = torch.empty_like(weight, memory_format=self._layout)
             weight = torch.mul(weight, math.prod(factors[1:], start=factors[0]), out=folded)
-        self._weight = weights.narrow(weight).contiguous(memory_format=self._layout)
+        self._weight: Tensor = weights.narrow(weight).contiguous(memory_format=self._layout)
+        self._outputs, self._kernel = self._weight.shape[0], self._weight.shape[2:]
         self._bias = None if bias is None else weights.narrow(bias)
         self._stride, self._padding = settings["stride"], settings["padding"]
         self._dilation, self._groups = settings["dilation"], settings["groups"]
         self._settings = (self._padding, self._stride, self._dilation, self._groups)
-        self._first = (
+        # Of the first layer; in float32 also where the network has 16 bits.
+        self._narrow: Tensor | None = None
+        if (
             weights.device.type == "cpu"
-            and weights.dtype == torch.float32
+            and weights.dtype != torch.float64
             and self._weight.shape[1] <= MOST_CHANNELS
             and self._groups == 1
             and self._dilation == [1, 1]
-        )
+        ):
+            self._narrow = self._weight.float()
         self.fused = (
             weights.nhwc
             and weights.device.type == "cpu"
-            and weights.dtype == torch.float32
             and torch.backends.mkldnn.enabled
-            and _onednn()
+            and _onednn(weights.dtype)
         )
-        self._passes = weights.passes
+        self._dtype = weights.dtype
         self._packed: Tensor | None = None
         self._turned: Tensor | None = None
-        self._decided = False
+        self._rest: list[int] | None = None
+        """Rows and columns of the image that no output of a strided convolution sees."""
 
     def forward(self, x: Tensor, other: Tensor | None, relu: bool, overwrite: bool) -> Tensor:
         """`overwrite`: `other` may be written to. The ReLU is applied only if `fused`."""
-        x = x.to(self._weight.dtype)
+        x = x.to(self._dtype)
         if not self.fused:
             y = torch.conv2d(
                 x,
@@ -140,26 +149,20 @@ class Convolution:
         sides = [
             (side + 2 * pad - step * (kernel - 1) - 1) // stride + 1
             for side, pad, step, kernel, stride in zip(
-                x.shape[2:], self._padding, self._dilation, self._weight.shape[2:], self._stride,
+                x.shape[2:], self._padding, self._dilation, self._kernel, self._stride,
                 strict=True,
             )
         ]  # fmt: skip
-        return (x.shape[0], self._weight.shape[0], *sides)
+        return (x.shape[0], self._outputs, *sides)
 
     def backward(self, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
         """d loss / d x, for x of `shape`."""
-        if self._first:
+        if self._narrow is not None:
             return conv2d_input_grad_op(
-                gradient, self._weight, list(shape[2:]), self._stride, self._padding, "auto"
+                gradient.float(), self._narrow, list(shape[2:]), self._stride, self._padding, "auto"
             )
-        if not self._decided:
-            self._decided = True
-            self._turned = self._turn(gradient)
-        if self._turned is not None:
-            side = [kernel - 1 - pad for kernel, pad in zip(
-                self._weight.shape[2:], self._padding, strict=True
-            )]  # fmt: skip
-            return _packed_forward(gradient, self._turned, None, (side, [1, 1], [1, 1], 1), "none")
+        if self.fused and self._groups == 1:
+            return self._packed_backward(gradient, shape)
         # Read for its shape alone, but in any other memory order it would be copied.
         image = torch.empty(
             shape, dtype=gradient.dtype, device=gradient.device, memory_format=self._layout
@@ -170,26 +173,24 @@ class Convolution:
         )  # fmt: skip
         return result
 
-    def _turn(self, gradient: Tensor) -> Tensor | None:
-        """Weights of the convolution that the backward pass is, packed; None where that does not pay."""
-        weight = self._weight
-        kernel = weight.shape[2:]
-        pixels = gradient.shape[0] * gradient.shape[2] * gradient.shape[3]
-        if (
-            not self.fused
-            or self._stride != [1, 1]
-            or self._dilation != [1, 1]
-            or self._groups != 1
-            or any(pad > side - 1 for pad, side in zip(self._padding, kernel, strict=True))
-            or pixels > _FEW_PIXELS
-            or self._passes <= _REORDERINGS
-        ):
-            return None
-        turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        sides = [side - 1 - pad for side, pad in zip(kernel, self._padding, strict=True)]
-        return torch.ops.mkldnn._reorder_convolution_weight(
-            turned, sides, [1, 1], [1, 1], 1, list(gradient.shape)
-        )
+    def _packed_backward(self, gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The same as the transposed convolution that it is, with its weights packed once."""
+        if self._rest is None:
+            self._rest = [
+                side - ((out - 1) * stride - 2 * pad + step * (kernel - 1) + 1)
+                for side, out, stride, pad, step, kernel in zip(
+                    shape[2:], gradient.shape[2:], self._stride, self._padding, self._dilation,
+                    self._kernel, strict=True,
+                )
+            ]  # fmt: skip
+        settings = (self._padding, self._rest, self._stride, self._dilation, self._groups)
+        if self._turned is None:
+            self._turned = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+                self._weight, *settings, list(gradient.shape)
+            )
+            # Both forms of it are there now.
+            del self._weight
+        return _packed_transposed(gradient, self._turned, settings)
 
 
 def _factor(

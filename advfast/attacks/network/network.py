@@ -111,7 +111,6 @@ def open_network(
     fold: bool,
     deterministic: bool,
     example: Tensor,
-    passes: int = 1,
     compile: bool = False,
 ) -> Network:
     """The model for one call of an attack; call it inside `crafting`.
@@ -124,7 +123,6 @@ def open_network(
         deterministic: whether the settings allow that the same input gives the same bits.
         example: [B, ...] a model input, for its shape, device and layout; a few of its samples are computed with, and
             what `select.bare` makes of the results, if there is such a thing, is not checked.
-        passes: about how many forward and backward passes there will be.
         compile: by torch.compile.
     """
     if compile and isinstance(model, nn.Module):
@@ -147,7 +145,7 @@ def open_network(
             if not _try(engine.program, model, own, example[:_SAMPLES], input_dtype, bare):
                 return plain
             engine.tried.add(kind)
-        opened = engine.program.open(model, example, dtype, passes, autocast=sixteen_bit)
+        opened = engine.program.open(model, example, dtype, autocast=sixteen_bit)
     except Unfit as error:
         engine.give_up(str(error))
         return plain
@@ -179,7 +177,7 @@ def _try(
         except Exception:  # it is told when all images meet it, with their number
             return False
         try:
-            opened = program.open(model, example, dtype, 1, autocast=False)
+            opened = program.open(model, example, dtype, autocast=False)
             network = ProgramNetwork(opened, plain, select, False)
             found = network.gradient(example, objective)
             if network.unfit is not None:

@@ -99,19 +99,18 @@ class Program:
             step.fresh = step.dead - shared
 
     def open(
-        self, model: nn.Module, example: Tensor, dtype: torch.dtype, passes: int, *, autocast: bool
+        self, model: nn.Module, example: Tensor, dtype: torch.dtype, *, autocast: bool
     ) -> Opened:
         """The program with the weights as they are now.
 
         Args:
             dtype: of its arithmetic.
-            passes: about how many times it will run.
             autocast: layers without a rule of ours choose between `dtype` and float32 as torch.autocast does.
         """
         nhwc = self.nhwc and example.dim() == 4
         with torch.no_grad():
             constants = constants_of(self._graph, model)
-            weights = Weights(constants, dtype, example.device, nhwc, passes)
+            weights = Weights(constants, dtype, example.device, nhwc)
             states = [step.prepare(weights) for step in self.steps]
         return Opened(self, states, constants, dtype, nhwc, autocast)
 

@@ -26,14 +26,12 @@ class Weights:
         dtype: of the network's arithmetic.
         device: of the weights.
         nhwc: memory order of images.
-        passes: how many times they will be used, for what pays only then.
     """
 
     constants: dict[fx.Node, Any]
     dtype: torch.dtype
     device: torch.device
     nhwc: bool
-    passes: int
 
     def tensor(self, of: Any) -> Tensor | None:
         """A parameter, or the value of a constant node."""

@@ -26,7 +26,7 @@ def traced_only(monkeypatch):
 def compiled(model, x):
     return open_network(
         model, input_dtype=x.dtype, select=as_is, sixteen_bit=False, fold=True, deterministic=True,
-        example=x, passes=3, compile=True,
+        example=x, compile=True,
     )  # fmt: skip
 
 

@@ -36,10 +36,10 @@ def as_is(output: object) -> Tensor:
     return output
 
 
-def network(model, x: Tensor, *, select=as_is, passes: int = 20, sixteen_bit: bool = False):
+def network(model, x: Tensor, *, select=as_is, sixteen_bit: bool = False):
     return open_network(
         model, input_dtype=x.dtype, select=select, sixteen_bit=sixteen_bit, fold=True,
-        deterministic=True, example=x, passes=passes,
+        deterministic=True, example=x,
     )  # fmt: skip
 
 
