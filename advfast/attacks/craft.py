@@ -59,6 +59,7 @@ def open_for(plan: Plan, logits: Logits, example: Tensor) -> Network:
         deterministic=plan.deterministic,
         example=example,
         compile=plan.compile == "on",
+        keep=not plan.capturing,
     )
 
 

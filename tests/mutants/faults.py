@@ -18,6 +18,48 @@ STATE = "advfast/attacks/state.py"
 CHECKS = "advfast/attacks/checks.py"
 CONV = "csrc/cpu/conv.cpp"
 FIRST = "advfast/attacks/first_layer.py"
+CRAFT = "advfast/attacks/craft.py"
+PLAN = "advfast/attacks/plan.py"
+CALL = "advfast/attacks/call.py"
+ROWS = "advfast/attacks/rows.py"
+FINISHED = "advfast/attacks/finish.py"
+RANKING = "advfast/attacks/ranking.py"
+MOMENTUM = "advfast/attacks/momentum.py"
+SPLIT = "advfast/attacks/split.py"
+LOSSES = "advfast/attacks/losses.py"
+CYCLES = "advfast/attacks/cycles.py"
+BPDA = "advfast/attacks/bpda.py"
+TPGD = "advfast/attacks/tpgd.py"
+CAPTURE = "advfast/attacks/capture.py"
+KEY = "advfast/attacks/graph_key.py"
+CAPTURED = "advfast/graphs/captured.py"
+PLAIN = "advfast/attacks/network/plain.py"
+NETWORK = "advfast/attacks/network/network.py"
+PROGRAM = "advfast/attacks/network/program.py"
+LOWER = "advfast/attacks/network/lower.py"
+STEPS = "advfast/attacks/network/steps.py"
+CONVOLUTION = "advfast/attacks/network/convolution.py"
+SEGMENT = "advfast/attacks/network/segment.py"
+PASS = "advfast/attacks/network/run.py"
+FINGERPRINT = "advfast/attacks/network/fingerprint.py"
+ACTIVATION = "csrc/cpu/activation.cpp"
+ACTIVATION_REFERENCE = "advfast/kernels/activation/reference.py"
+ACTIVATION_TRITON = "advfast/kernels/activation/triton.py"
+HASH = "csrc/cpu/hash.cpp"
+HASH_REFERENCE = "advfast/kernels/hash/reference.py"
+TORCHATTACKS = "advfast/compat/torchattacks/gradient.py"
+TORCHATTACKS_BASE = "advfast/compat/torchattacks/attack.py"
+FOOLBOX = "advfast/compat/foolbox/attacks/gradient_descent_base.py"
+FOOLBOX_BASE = "advfast/compat/foolbox/attacks/base.py"
+FOOLBOX_PGD = "advfast/compat/foolbox/attacks/projected_gradient_descent.py"
+CLEVERHANS = "advfast/compat/cleverhans.py"
+ART = "advfast/compat/art/batches.py"
+ART_STEP = "advfast/compat/art/lp_steps.py"
+ART_TARGET = "advfast/compat/art/target.py"
+ART_LABELS = "advfast/compat/art/labels.py"
+ART_ATTACKS = "advfast/compat/art/attacks/evasion.py"
+TRADES = "advfast/compat/research/trades.py"
+PERTURB = "advfast/compat/research/perturb.py"
 LOOP = "advfast/training/loop.py"
 RUN = "advfast/training/run.py"
 TRAIN = "advfast/training/train.py"
@@ -120,32 +162,204 @@ FAULTS = [
     fault("triton", "16 bits rounded to nearest", TRITON, "return tl.where(outside & (crosses == 0) & toward, inner, nearest)", "return nearest"),
     fault("triton", "l2 sum rounded away from x0", TRITON, "return tl.where(tl.abs(moved) > tl.abs(delta), inner.to(tl.float32, bitcast=True), z)", "return z"),
     fault("triton", "random start ignored", TRITON, "return draw * 5.9604644775390625e-08", "return draw * 0.0"),
-    # --- PGDAttack
-    fault("attack", "stale gradient", ENGINE, "            gradient = input_gradient(logits, model_input, loss, sixteen_bit)", '            gradient = stale if (stale := locals().get("gradient")) is not None else input_gradient(logits, model_input, loss, sixteen_bit)'),
-    fault("attack", "descent", ATTACK, "return -value if self.targeted else value", "return value if self.targeted else -value"),
-    fault("attack", "targeted ignored", ATTACK, "return -value if self.targeted else value", "return value"),
-    fault("attack", "random start ignored", ATTACK, "        if not self.random_start:\n            return x0.clone()", "        if True:\n            return x0.clone()"),
-    fault("attack", "zero steps", ENGINE, "for _ in range(steps):", "for _ in range(0):"),
-    fault("attack", "one step fewer", ENGINE, "for _ in range(steps):", "for _ in range(steps - 1):"),
-    fault("attack", "clean images returned", ATTACK, "best, rank = (x, found)", "best, rank = (x0.clone(), found)"),
-    fault("attack", "random direction", ENGINE, "_in_layout_of(x, gradient),", "_in_layout_of(x, torch.randn_like(gradient)),"),
-    fault("attack", "alpha x0.1", ATTACK, "alpha=alpha,", "alpha=alpha * 0.1,"),
-    fault("attack", "default alpha is eps / 10", ATTACK, "alpha = eps / 4 if", "alpha = eps / 10 if"),
-    fault("attack", "last restart kept", ATTACK, "pick = better.reshape", "better = torch.ones_like(better)\n    pick = better.reshape"),
-    fault("attack", "restarts ranked by loss alone", ATTACK, "better = (success & ~old_success) | ((success == old_success) & (value > old_value))", "better = value > old_value"),
+    # --- PGDAttack: the loop
+    fault("attack", "stale gradient", ENGINE, "        logits, gradient = self._gradient()\n", "        if step == 0:\n            self._first = self._gradient()\n        logits, gradient = self._first\n"),
+    fault("attack", "descent", PLAN, "self._sign = -1 if plan.targeted else 1", "self._sign = 1 if plan.targeted else -1"),
+    fault("attack", "targeted ignored", PLAN, "self._sign = -1 if plan.targeted else 1", "self._sign = 1"),
+    fault("attack", "random start ignored", CRAFT, "        elif plan.random_start:", "        elif False:"),
+    fault("attack", "zero steps", ENGINE, "for step in range(plan.steps):", "for step in range(0):"),
+    fault("attack", "one step fewer", ENGINE, "for step in range(plan.steps):", "for step in range(plan.steps - 1):"),
+    fault("attack", "clean images returned", CRAFT, "return replace(rows, x=x), stopped", "return replace(rows, x=rows.x0.clone()), stopped"),
+    fault("attack", "random direction", ENGINE, "self._move(gradient, active)", "self._move(torch.randn_like(gradient), active)"),
+    fault("attack", "alpha x0.1", ENGINE, "alpha=rows.alpha,", "alpha=rows.alpha * 0.1,"),
+    fault("attack", "default alpha is eps / 10", ATTACK, "STEP_OF_EPS: ClassVar[float] = 0.25", "STEP_OF_EPS: ClassVar[float] = 0.1"),
     fault("attack", "restarts share a start", ATTACK, "offset=restart,", "offset=0,"),
     fault("attack", "modes not restored", STATE, "            module.training = training", "            pass"),
     fault("attack", "modes restored by train()", STATE, "        for module, training in modes:\n", "        model.train(modes[0][1])\n        for module, training in []:\n"),
     fault("attack", "buffers not restored", STATE, "buffer.copy_(values)", "pass"),
     fault("attack", "crafts in train mode", STATE, "                model.eval()", "                pass"),
-    fault("attack", "weight gradients computed", ENGINE, "    (gradient,) = torch.autograd.grad(loss(logits).sum(), model_input)\n    return gradient", "    loss(logits).sum().backward()\n    return model_input.grad"),
+    fault("attack", "ranks wait while crafting", STATE, "setattr(wrapper, name, False)", "pass"),
+    fault("attack", "weight gradients computed", PLAIN, "(gradient,) = torch.autograd.grad(objective(logits).sum(), model_input)", "objective(logits).sum().backward()\n                gradient = model_input.grad"),
     fault("attack", "no grad mode", ATTACK, "stack.enter_context(torch.inference_mode(False))\n            stack.enter_context(torch.enable_grad())", "pass"),
-    fault("attack", "outer autocast reaches the model", ATTACK, 'self.precision != "fp32"', 'self.precision != "fp32" or torch.is_autocast_enabled("cpu")', 2),
-    fault("attack", "16-bit gradient not rescaled", ENGINE, "(gradient * scale).to(logits.dtype)", "gradient.to(logits.dtype)"),
-    fault("attack", "16-bit result rounded to nearest", ATTACK, "best = self._narrow(best, x0, images.dtype, eps, norm)", "best = best.to(images.dtype)"),
+    fault("attack", "outer autocast reaches the model", ATTACK, 'self.precision != "fp32"', 'self.precision != "fp32" or torch.is_autocast_enabled("cpu")'),
+    fault("attack", "16-bit result rounded to nearest", CRAFT, "x = self._narrowed(x, samples.x0, samples.eps, plan.result_dtype)", "x = x.to(plan.result_dtype)"),
     fault("attack", "labels not checked", CHECKS, "if first < 0 or last >= classes:", "if False:"),
     fault("attack", "images not checked", CHECKS, "if values[2] or values[3]:", "if False:"),
+    fault("attack", "soft labels not checked", CHECKS, "_check_probabilities(*values[4:])", "pass"),
+    fault("attack", "soft labels become classes", CHECKS, "    return labels.detach()", "    return labels.argmax(1)"),
     fault("attack", "sample ids ignored", ATTACK, "sample_ids=sample_ids,", "sample_ids=None,"),
+    fault("attack", "changed settings ignored", ATTACK, 'self.__dict__["_checked"], self.__dict__["_prepared"] = False, None', 'self.__dict__["_checked"] = False'),
+    fault("attack", "mask ignored at the start", CRAFT, "        if samples.mask is None:", "        if True:"),
+    fault("attack", "mask ignored in the steps", ENGINE, "mask=rows.mask,", "mask=None,"),
+    fault("attack", "given start not projected", CALL, "project_(start, x0, eps=eps, norm=plan.norm, bounds=plan.bounds, impl=plan.impl)", "pass"),
+    fault("attack", "pieces share their starts", CALL, 'if "sample_ids" not in inputs:', "if False:"),
+    fault("attack", "only the first piece counted", CALL, "torch.stack(counts).sum(0)", "counts[0]"),
+    fault("attack", "batch_size ignored", CALL, "self._limit = a.batch_size", "self._limit = None"),
+    fault("attack", "max_bytes too generous", SPLIT, "return max(1, kept[1] - kept[0] + 2 * largest", "return max(1, (kept[1] - kept[0]) // 16"),
+    # --- what an attack can be asked for
+    fault("options", "early stop moves on", ENGINE, "self._move(gradient, active)", "self._move(gradient, None)"),
+    fault("options", "success not kept", FINISHED, "        torch.where(newly, x, self._kept, out=self._kept)\n        return", "        return"),
+    fault("options", "a later success wins", FINISHED, "newly = over(success, x) & self._alive", "newly = over(success, x)"),
+    fault("options", "rows come back elsewhere", FINISHED, "index_copy_(0, self._place[gone], pick(self._kept, gone))", "index_copy_(0, gone, pick(self._kept, gone))"),
+    fault("options", "rows leave in another order", ROWS, "return pick(value, index) if per_row", "return pick(value, index.flip(0)) if per_row"),
+    fault("options", "momentum stays behind", ENGINE, "self._momentum.keep(left)", "self._momentum._velocity = self._momentum._velocity[: len(left)]"),
+    fault("options", "a later run ends an earlier one", FINISHED, "((table.cumsum(0) - table) > 0)", "((table.sum(0, keepdim=True) - table) > 0)"),
+    fault("options", "coupled samples leave", ENGINE, "self._plan.compacts and not self._objective.coupled", "self._plan.compacts"),
+    fault("options", "restarts of a batch share a start", CRAFT, "self._start(run // targets, samples)", "self._start(0, samples)"),
+    fault("options", "last run kept", RANKING, "torch.where(best & (value == highest), number, outcome.shape[0]).amin(0)", "torch.full_like(outcome[0], outcome.shape[0] - 1)"),
+    fault("options", "runs ranked by loss alone", RANKING, "best = outcome == outcome.amax(0)", "best = torch.ones_like(outcome, dtype=torch.bool)"),
+    fault("options", "stopped runs ranked by loss", RANKING, "value = torch.where(outcome == STOPPED, 0.0, value)", "pass"),
+    fault("options", "targets of least likelihood", RANKING, "wrong.topk(count, 1)", "(-wrong.nan_to_num(0, 1e9, 1e9)).topk(count, 1)"),
+    fault("options", "the label is a target", RANKING, "wrong = logits.scatter(1, classes[:, None], -torch.inf)", "wrong = logits"),
+    fault("options", "one target for all runs", CRAFT, "towards[:, run % targets]", "towards[:, 0]"),
+    fault("options", "targeted runs ranked by own loss", CRAFT, "value = margin(logits, rows.classes)", "value = self._objective(logits)"),
+    fault("options", "a drawing model taken for periodic", ENGINE, "self._cycles = None  #", "pass  #"),
+    fault("options", "cycles with momentum", PLAN, "            and self.momentum == 0\n", ""),
+    fault("options", "momentum does not decay", MOMENTUM, "self._velocity * self._decay", "self._velocity"),
+    fault("options", "momentum of raw gradients", MOMENTUM, "direction = gradient / mean.clamp_(min=torch.finfo(mean.dtype).tiny)", "direction = gradient.clone()"),
+    fault("options", "momentum divides by the batch's mean", MOMENTUM, "dim=tuple(range(1, gradient.dim()))", "dim=tuple(range(gradient.dim()))"),
+    fault("options", "a NaN spoils the velocity", MOMENTUM, "self._velocity = _finite(direction)", "self._velocity = direction"),
+    fault("options", "eot takes the last pass", ENGINE, "logits, gradient = logits + more_logits, gradient + more", "logits, gradient = more_logits, more"),
+    fault("options", "eot runs judged by one pass", CRAFT, "if plan.eot > 1:", "if False:"),
+    fault("options", "tpgd by torch's generator", TPGD, "if seed is None:", "if True:"),
+    fault("losses", "dlr by the first two", LOSSES, "(top[:, 0] - top[:, 2] + 1e-12)", "(top[:, 0] - top[:, 1] + 1e-12)"),
+    fault("losses", "targeted dlr without the fourth", LOSSES, "top[:, 0] - (top[:, 2] + top[:, 3]) / 2", "top[:, 0] - top[:, 2]"),
+    fault("losses", "targeted margin without the label", LOSSES, "return _own(logits, targets) - _own(logits, labels)", "return _own(logits, targets) - _others_max(logits, targets)"),
+    fault("losses", "kl the other way round", LOSSES, "F.kl_div(log_q, log_p,", "F.kl_div(log_p, log_q,"),
+    fault("losses", "closed gradient of the other sign", LOSSES, "_log_softmax_backward_data(probabilities.neg(), log_q, 1, log_q.dtype)", "_log_softmax_backward_data(probabilities, log_q, 1, log_q.dtype)"),
+    fault("losses", "closed gradient not lowered", PLAN, "return lambda logits: -closed(logits, reference)", "return lambda logits: closed(logits, reference)"),
+    fault("losses", "16-bit gradient not rescaled", PLAIN, "cotangent = rescaled(cotangent).to(logits.dtype)", "cotangent = cotangent.to(logits.dtype)"),
+    fault("losses", "16-bit gradient of a program not rescaled", PROGRAM, "(rescaled(cotangent) if self._sixteen_bit or narrow else cotangent)", "cotangent"),
+    fault("cycles", "phase off by one", CYCLES, "(self._steps - step) % suspects.period == 0", "(self._steps - step - 1) % suspects.period == 0"),
+    fault("cycles", "not confirmed", CYCLES, "suspects.back = _same_bits(x[suspects.rows], suspects.copy)", "suspects.back = torch.ones_like(suspects.rows, dtype=torch.bool)"),
+    fault("cycles", "zeros of either sign equal", CYCLES, "(a.view(words) == b.view(words))", "(a == b)"),
+    fault("cycles", "hashes stay behind", CYCLES, "self._hashes[:, index], self._done[index]", "self._hashes[:, : len(index)], self._done[index]"),
+    fault("cycles", "suspects stay behind", CYCLES, "suspects.rows = rows\n            kept.append", "kept.append"),
+    fault("cycles", "confirmed where it does not pay", CYCLES, "found[(found > 0) & (found < left)]", "found[found > 0]"),
+    fault("bpda", "no gradient", BPDA, "return gradient, None", "return gradient * 0, None"),
+    fault("bpda", "stand-in ignored", BPDA, "x if self.stand_in is None else self.stand_in(x)", "x"),
+    fault("bpda", "works in the caller's tensor", BPDA, "return x.detach().clone()", "return x.detach()"),
+    # --- the network without autograd: weights
+    fault("network", "BN without gamma", STEPS, "scale = weights.wide(gamma) * scale", "pass"),
+    fault("network", "BN by gamma alone", STEPS, 'torch.rsqrt(weights.wide(var) + norm["eps"])', "torch.ones_like(weights.wide(var))"),
+    fault("network", "BN without eps", STEPS, 'weights.wide(var) + norm["eps"]', "weights.wide(var)"),
+    fault("network", "BN without mean", STEPS, "shift = -weights.wide(mean) * scale", "shift = torch.zeros_like(scale)"),
+    fault("network", "BN without beta", STEPS, "shift if beta is None else shift + weights.wide(beta)", "shift"),
+    fault("network", "bias before BN not scaled", CONVOLUTION, "bias = shift if bias is None else bias * scale + shift", "bias = shift if bias is None else bias + shift"),
+    fault("network", "factor before a convolution lost", CONVOLUTION, "for node in layer.scales:", "for node in []:"),
+    fault("network", "divisor taken for a factor", CONVOLUTION, 'return 1 / constant if sign == "/" else constant', "return constant"),
+    fault("network", "weights of the first call kept", PROGRAM, "states = [step.prepare(weights) for step in self.steps]", 'states = self.__dict__.setdefault("states", [step.prepare(weights) for step in self.steps])'),
+    fault("network", "constants of the first call kept", PROGRAM, "constants = constants_of(self._graph, model)", 'constants = self.__dict__.setdefault("constants", constants_of(self._graph, model))'),
+    fault("network", "BN folded though its input is read again", LOWER, 'producer.kind in ("conv", "linear")\n            and not producer.relu\n            and self._alone(producer.node)', 'producer.kind in ("conv", "linear")\n            and not producer.relu'),
+    fault("network", "ReLU joined though its input is read again", LOWER, '("conv", "linear", "norm", "add")\n            and not producer.relu\n            and self._alone(producer.node)', '("conv", "linear", "norm", "add")\n            and not producer.relu'),
+    fault("network", "sum joined to the earlier convolution", LOWER, "max(candidates, key=order.__getitem__)", "min(candidates, key=order.__getitem__)"),
+    # --- gradients and memory
+    fault("network", "ReLU without gate", STEPS, 'gate_op(total, bits, None if other is None else like(other, strides, dtype), "auto")', "total.add_(0 if other is None else other)"),
+    fault("network", "other part of a fork lost", STEPS, 'gate_op(total, bits, None if other is None else like(other, strides, dtype), "auto")', 'gate_op(total, bits, None, "auto")'),
+    fault("network", "gate in another memory order", STEPS, "    total = like(total, strides, dtype)\n", "    total = total.to(dtype)\n"),
+    fault("network", "third part of a fork lost", PASS, "for part, _ in parts[1:-1]:", "for part, _ in []:"),
+    fault("network", "shared gradient overwritten", PASS, "        if not owned:\n            total = total.clone()\n", ""),
+    fault("network", "skip gradient lost in a sum", STEPS, "            for slot in (self.reads * 2)[:2]:\n", "            for slot in self.reads[:1]:\n"),
+    fault("network", "skip gradient lost behind a convolution", STEPS, "run.give(self.added, gradient, owned=gate is not None)", "pass"),
+    fault("network", "skip gradient lost before BN", STEPS, "other = like(run.add(rest), strides, dtype) if rest else None", "other = None"),
+    fault("network", "divisor taken for a factor backwards", STEPS, 'gradient * state if self._sign == "*" else gradient / state', "gradient * state"),
+    fault("network", "mean of a square image", STEPS, "gradient / (shape[2] * shape[3])", "gradient / (shape[2] * shape[2])"),
+    fault("network", "max pooling without padding", STEPS, "(module.kernel_size, stride, module.padding, module.dilation)", "(module.kernel_size, stride, 0, module.dilation)"),
+    fault("network", "average over what is there", STEPS, "module.ceil_mode, module.count_include_pad,", "module.ceil_mode, not module.count_include_pad,"),
+    fault("network", "rest of a strided convolution lost", CONVOLUTION, "settings = (self._padding, self._rest,", "settings = (self._padding, [0, 0],"),
+    fault("network", "sum lost behind a plain convolution", CONVOLUTION, "                y.add_(other)\n", ""),
+    fault("network", "sum written over what is read again", CONVOLUTION, "if not overwrite or not other.is_contiguous", "if not other.is_contiguous"),
+    fault("network", "convolution overwrites its own input", STEPS, "overwrite = self.added in self.fresh and self.added != self.reads[0]", "overwrite = self.added in self.fresh"),
+    fault("network", "ReLU overwrites what is read again", STEPS, "if y is x and self.reads[0] not in self.fresh:", "if False:"),
+    fault("network", "image overwritten", PROGRAM, "shared: set[int] = {0}", "shared: set[int] = set()"),
+    fault("network", "memory behind a view overwritten", PROGRAM, 'shared.update(step.reads, getattr(step, "writes", [step.slot]))', "pass"),
+    fault("network", "values forgotten too early", PROGRAM, "if last[slot] == index)", "if slot)"),
+    fault("network", "returned values forgotten", PROGRAM, "if last[slot] == index) - returned", "if last[slot] == index)"),
+    fault("network", "in-place operation on what is read again", SEGMENT, "value.clone() if self._writes(node) else value", "value"),
+    # --- whether the program is still the model
+    fault("network", "no trial", NETWORK, "if not _try(", "if False and not _try("),
+    fault("network", "a trial that never fails", NETWORK, "if not difference <= _TOLERANCE[dtype] * theirs.norm():", "if False:"),
+    fault("network", "failed trial forgotten", NETWORK, "    except Unfit as error:\n        engine.give_up(str(error))\n", "    except Unfit:\n"),
+    fault("network", "fingerprint not compared", NETWORK, "known is not None and known[0] == mark", "known is not None"),
+    fault("network", "attributes not in the fingerprint", FINGERPRINT, "hooks, tuple(own), tuple(tensors))", "hooks, tuple(tensors))"),
+    fault("network", "globals not in the fingerprint", FINGERPRINT, "parts.extend(_surroundings(method, seen))", "pass"),
+    fault("network", "hooks not looked for", NETWORK, "if has_hooks(model):", "if False:"),
+    fault("network", "a forward that changes the model", NETWORK, "if fingerprint(model) != mark:", "if False:"),
+    # --- captured attacks, on a stand-in for CUDA
+    fault("capture", "stale inputs", CAPTURED, "static.copy_(value, non_blocking=True)", "pass"),
+    fault("capture", "eps and alpha of the capture", CAPTURED, "static.fill_(value)", "pass"),
+    fault("capture", "shapes not in the key", KEY, "(name, *(_kind(value) if isinstance(value, Tensor) else ()))", "(name,)"),
+    fault("capture", "places of the weights not in the key", KEY, "yield tensor.data_ptr(), *_kind(tensor)", "yield _kind(tensor)"),
+    fault("capture", "settings not in the key", KEY, "return type(attack), kinds, settings, own,", "return type(attack), kinds,"),
+    fault("capture", "eps in the key", KEY, "and field.name not in numbers", ""),
+    fault("capture", "hooks not in the key", KEY, "yield hooks, *own[hooks]", "pass"),
+    fault("capture", "numbers of a loss not in the key", KEY, "return _Same(value.__code__), *(_shallow(part) for part in _seen_by(value))", "return (_Same(value.__code__),)"),
+    fault("capture", "captured at the first call", CAPTURE, 'if first and attack.capture == "auto":', "if False:"),
+    fault("capture", "failures forgotten", CAPTURE, "known.note(key, str(error))", "pass"),
+    fault("capture", "rehearsals move statistics", CAPTURE, "preserved=buffers", "preserved=()"),
+    fault("capture", "newest graph dropped", CAPTURED, "self._graphs.popitem(last=False)[1].release()", "self._graphs.popitem()[1].release()"),
+    # --- ReLU with bits, hash
+    fault("activation", "NaN closes the gate", ACTIVATION, "_CMP_NLE_UQ", "_CMP_GT_OQ", 2),
+    fault("activation", "sum forgotten", ACTIVATION, "    if (OTHER)\n        v = v + load(p.other + i);\n    store_mask", "    store_mask"),
+    fault("activation", "affine backward without gate", ACTIVATION, "v = keep(v, mask) * load(p.scale + i);", "v = v * load(p.scale + i);"),
+    fault("activation", "sum behind the gate", ACTIVATION, "            v = v + load(p.other + i);\n        v = keep(v, mask);", "            v = keep(v, mask) + load(p.other + i);\n        else\n            v = keep(v, mask);"),
+    fault("activation", "every chunk begins at channel 0", ACTIVATION, "int64_t at = start % run, channel = start / run % args.channels;", "int64_t at = 0, channel = 0;\n    (void)start;"),
+    fault("activation", "last byte of bits lost", ACTIVATION, "bytes = (left + 7) / 8;", "bytes = left / 8;"),
+    fault("activation", "reference: NaN closes the gate", ACTIVATION_REFERENCE, "passes = ~(_flat(y) <= 0)", "passes = _flat(y) > 0"),
+    fault("activation", "reference: sum behind the gate", ACTIVATION_REFERENCE, "grad.copy_(torch.where(mask, total, 0.0))", "grad.copy_(torch.where(mask, grad, 0.0) + (0 if other is None else other))"),
+    fault("activation-triton", "NaN closes the gate", ACTIVATION_TRITON, "passes = ((_widen(v) <= 0) == 0) & good", "passes = (_widen(v) > 0) & good"),
+    fault("activation-triton", "affine backward without gate", ACTIVATION_TRITON, "v = tl.where(passes, v, 0.0) * tl.load(scale + channel, mask=good, other=0.0)", "v = v * tl.load(scale + channel, mask=good, other=0.0)"),
+    fault("activation-triton", "tail not computed", ACTIVATION_TRITON, "if (tl.program_id(0) == 0) & (n % 8 != 0):", "if (tl.program_id(0) == 1) & (n % 8 != 0):", 2),
+    fault("hash", "zeros of either sign differ", HASH, "return bits == minus_zero ? U(0) : bits;", "(void)minus_zero;\n    return bits;"),
+    fault("hash", "last odd value left out", HASH, "if (dim % 2)", "if (false)"),
+    fault("hash", "places do not count", HASH, "sum += mix(word + static_cast<uint64_t>(k + 1) * kStride);", "sum += mix(word);"),
+    fault("hash", "length does not count", HASH, "return mix(sum + static_cast<uint64_t>(dim));", "return mix(sum);"),
+    fault("hash", "reference: places do not count", HASH_REFERENCE, "mix(words + places)", "mix(words + 0 * places)"),
+    # --- other libraries' interfaces
+    fault("torchattacks", "FFGSM of 8/255", TORCHATTACKS, "alpha: float = 10 / 255,", "alpha: float = 8 / 255,"),
+    fault("torchattacks", "PGDL2 of other steps", TORCHATTACKS, "alpha: float = 0.2,", "alpha: float = 0.25,"),
+    fault("torchattacks", "TPGD from ten times the noise", TORCHATTACKS, "noise.mul_(0.001)", "noise.mul_(0.01)"),
+    fault("torchattacks", "BIM's other bound of steps", TORCHATTACKS, "int(min(eps * 255 + 4, 1.25 * eps * 255))", "int(max(eps * 255 + 4, 1.25 * eps * 255))"),
+    fault("torchattacks", "RFGSM from noise, not its sign", TORCHATTACKS, "self.alpha * noise.sign_()", "self.alpha * noise"),
+    fault("torchattacks", "targets not asked for", TORCHATTACKS, "labels = self.get_target_label(images, labels)", "pass"),
+    fault("torchattacks", "kth_min ignored", TORCHATTACKS_BASE, "others.kthvalue(self._kth_min, dim=1)", "others.kthvalue(1, dim=1)"),
+    fault("torchattacks", "a random target may be the label", TORCHATTACKS_BASE, "torch.randint_like(labels, 1, classes)", "torch.randint_like(labels, 0, classes)"),
+    fault("torchattacks", "normalised images taken for pixels", TORCHATTACKS_BASE, "self.forward(self.inverse_normalize(inputs), labels", "self.forward(inputs, labels"),
+    fault("torchattacks", "batch norm trains uninvited", TORCHATTACKS_BASE, '"BatchNorm" in kind and not self._batchnorm_training', '"BatchNorm" in kind and False'),
+    fault("torchattacks", "statistics not put back", TORCHATTACKS_BASE, 'bn = "train" if self._model_training', 'bn = "train-update" if self._model_training'),
+    fault("foolbox", "one radius gives a row of successes", FOOLBOX_BASE, "restore(clipped[0]), restore(success[0])", "restore(clipped[0]), restore(success)"),
+    fault("foolbox", "a list of results for one radius", FOOLBOX_BASE, "return [epsilons], True", "return [epsilons], False"),
+    fault("foolbox", "radii of other samples", FOOLBOX, "sample, radius = part % count, part // count", "sample, radius = part // len(radii), part % len(radii)"),
+    fault("foolbox", "relative step of fixed length", FOOLBOX, "return self.rel_stepsize * radius if", "return self.rel_stepsize if"),
+    fault("foolbox", "raw and clipped are one tensor", FOOLBOX, "[y.clone() for y in raw]", "list(raw)"),
+    fault("foolbox", "the last success kept", FOOLBOX_BASE, "better = new_success & ~success", "better = new_success"),
+    fault("foolbox", "targets are left", FOOLBOX_BASE, '"target_classes")[0], True', '"target_classes")[0], False'),
+    fault("foolbox", "l2 start on the sphere", FOOLBOX, "normal = torch.randn(count, size + 2,", "normal = torch.randn(count, size,"),
+    fault("foolbox", "50 steps of eps / 50", FOOLBOX_PGD, "rel_stepsize: float = 0.025,", "rel_stepsize: float = 0.02,"),
+    fault("cleverhans", "eps of 0 attacks", CLEVERHANS, "    if eps == 0:\n        return x\n    bounds", "    bounds"),
+    fault("cleverhans", "l2 in the other order", CLEVERHANS, '        l2_order="box-ball-box",\n', ""),
+    fault("cleverhans", "ties are not shared", CLEVERHANS, " / largest.sum(rest, keepdim=True)", ""),
+    fault("cleverhans", "rand_minmax ignored", CLEVERHANS, "reach = eps if rand_minmax is None else rand_minmax", "reach = eps"),
+    fault("cleverhans", "norm 1 never targeted", CLEVERHANS, "-loss if targeted else loss", "loss"),
+    fault("cleverhans", "the least likely class for a label", CLEVERHANS, "model(x.detach()).argmax(1)", "model(x.detach()).argmin(1)"),
+    fault("art", "mask ignored", ART, "sample_ids=ids, mask=piece(mask)", "sample_ids=ids, mask=None"),
+    fault("art", "one start for many", ART, "attack.restarts = max(1, settings.starts)", "attack.restarts = 1"),
+    fault("art", "first of the starts kept", ART, "torch.stack(made)[kept, ", "torch.stack(made)[0 * kept, "),
+    fault("art", "batches share their starts", ART, "torch.arange(rows.start, rows.stop,", "torch.arange(0, rows.stop - rows.start,"),
+    fault("art", "starts not from numpy", ART, "int(np.random.randint(2**63 - 1)) if settings.starts else 0", "0"),
+    fault("art", "one-hot labels read upside down", ART_LABELS, "return y.argmax(axis=1)", "return y.argmin(axis=1)"),
+    fault("art", "soft labels become classes", ART_LABELS, "return y.astype(np.float32)", "return y.argmax(axis=1)"),
+    fault("art", "mask ignored by the lp step", ART_STEP, "gradient = torch.where(mask, gradient, 0.0)", "pass"),
+    fault("art", "l1 moves the smallest", ART_STEP, "flat.abs().argmax(1, keepdim=True)", "flat.abs().argmin(1, keepdim=True)"),
+    fault("art", "lp step leaves the ball", ART_STEP, "x = x0 + into_ball(x - x0, settings.eps, settings.p)", "pass"),
+    fault("art", "mean forgotten", ART_TARGET, "return self.net((x - self.mean) / self.std)", "return self.net(x / self.std)"),
+    fault("art", "random eps with the old step", ART_ATTACKS, "step = step / eps * drawn", "pass"),
+    fault("research", "trades leaves eval mode", TRADES, "        model.train()", "        pass"),
+    fault("research", "trades the other way round", TRADES, "F.log_softmax(adversarial, 1), F.softmax(reference, 1)", "F.log_softmax(reference, 1), F.softmax(adversarial, 1)"),
+    fault("research", "trades passes clean images once", TRADES, "model(x_natural) if repeat_clean else clean", "clean"),
+    fault("research", "trades' own l2 step", TRADES, "step_size = 2 * epsilon / max(perturb_steps, 1)", "pass"),
+    fault("research", "trades draws l2 noise once", TRADES, "        noise = 0.001 * torch.randn_like(x_natural)\n        step_size", "        step_size"),
+    fault("research", "delta from the clamped image", PERTURB, "(x_adv, x_adv - x) if", "(x_adv, x_adv - centre) if"),
     # --- the input gradient of a first convolution
     fault("conv", "stride ignored in rows", CONV, "oh * args.stride_h + kh", "oh + kh"),
     fault("conv", "padding ignored", CONV, "h + args.pad_h", "h"),
@@ -161,7 +375,7 @@ FAULTS = [
     fault("conv", "never used", FIRST, "return _Redirect(meant) if meant else nullcontext()", "return nullcontext()"),
     fault("conv", "compiled models redirected", FIRST, 'if any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in modules):', "if False:"),
     fault("conv", "not taken away", FIRST, 'attributes.pop("_conv_forward", None)', "pass"),
-    fault("conv", "used with fold=False", ATTACK, "fast_first_layer(self.model, x0) if self.fold else nullcontext()", "fast_first_layer(self.model, x0)"),
+    fault("conv", "used with fold=False", PLAIN, "fast_first_layer(model, example) if fold else nullcontext()", "fast_first_layer(model, example)"),
     # --- training
     fault("train", "trains on clean images", PGDAT, "return self.attack(batch.images, batch.labels)", "return batch.images"),
     fault("train", "no label smoothing", METHOD, "label_smoothing=self.settings.label_smoothing", "label_smoothing=0.0"),

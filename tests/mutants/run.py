@@ -24,26 +24,47 @@ sys.path.insert(0, str(ROOT))
 
 from tests.mutants.faults import FAULTS, Fault  # noqa: E402
 
+
+def _under(folder: str, *names: str) -> list[str]:
+    return [f"tests/{folder}/test_{name}.py" for name in names]
+
+
 KERNEL_TESTS = ["tests/kernels/test_pgd.py"]
 TESTS = {
-    "attack": ["tests/attacks"],
+    "attack": _under(
+        "attacks", "pgd", "contract", "bad_input", "call_options", "finish", "wrappers", "losses"
+    ),
+    "options": _under(
+        "attacks", "runs", "finish", "call_options", "cycles_attack", "pgd", "presets"
+    ),
+    "losses": _under("attacks", "losses", "pgd"),
+    "cycles": _under("attacks", "cycles", "cycles_attack"),
+    "bpda": _under("attacks", "bpda"),
+    "network": ["tests/attacks/network/test_program.py"],
+    "capture": ["tests/attacks/test_capture.py", "tests/test_graphs.py"],
     "conv": ["tests/kernels/test_conv.py", "tests/attacks/test_first_layer.py"],
-    "train": [
-        f"tests/training/test_{name}.py"
-        for name in (
-            "methods",
-            "loop",
-            "schedules",
-            "modifiers",
-            "checkpoint",
-            "setup",
-            "callbacks",
-            "precision",
-            "inputs",
-            "train",
-            "resume",
-        )
-    ],
+    "activation": _under("kernels", "activation"),
+    "activation-triton": _under("kernels", "activation"),
+    "hash": _under("kernels", "hash"),
+    "torchattacks": _under("compat", "torchattacks", "torchattacks_surface"),
+    "foolbox": _under("compat", "foolbox", "foolbox_hooks", "foolbox_parts"),
+    "cleverhans": _under("compat", "cleverhans"),
+    "art": _under("compat", "art", "art_classifier"),
+    "research": _under("compat", "research"),
+    "train": _under(
+        "training",
+        "methods",
+        "loop",
+        "schedules",
+        "modifiers",
+        "checkpoint",
+        "setup",
+        "callbacks",
+        "precision",
+        "inputs",
+        "train",
+        "resume",
+    ),
     "evaluate": ["tests/evaluation"],
     "data": ["tests/data"],
 }
@@ -95,10 +116,10 @@ def run_tests(copy: Path, impl: str) -> tuple[bool, str]:
         return run_emulated(copy)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     tests = TESTS.get(impl, KERNEL_TESTS)
-    if impl not in TESTS:
+    if impl.endswith("triton"):
+        environment |= {"ADVFAST_TEST_IMPL": "triton", "TRITON_INTERPRET": "1"}
+    elif impl not in TESTS:
         environment["ADVFAST_TEST_IMPL"] = impl
-    if impl == "triton":
-        environment["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "--hypothesis-profile=quick",
          "-p", "no:cacheprovider", *tests],

@@ -14,6 +14,7 @@ from advfast.attacks.state import bare_model, crafting, parameter_dtype
 
 from .compiled import compiled_network
 from .fingerprint import fingerprint
+from .kept import Kept, open_program
 from .plain import PlainNetwork
 from .program import Program, ProgramNetwork
 from .run import Unfit
@@ -53,14 +54,16 @@ class Engine:
         program: its steps, or None: it runs as it is, by autograd.
         reason: why there is no program.
         tried: kinds of input on which program and model agreed.
+        kept: weights of the last call, folded and packed.
     """
 
     program: Program | None = None
     reason: str = ""
     tried: set[Hashable] = field(default_factory=set)
+    kept: Kept | None = None
 
     def give_up(self, reason: str) -> None:
-        self.program, self.reason = None, reason
+        self.program, self.reason, self.kept = None, reason, None
 
     def __str__(self) -> str:
         if self.program is None:
@@ -112,6 +115,7 @@ def open_network(
     deterministic: bool,
     example: Tensor,
     compile: bool = False,
+    keep: bool = True,
 ) -> Network:
     """The model for one call of an attack; call it inside `crafting`.
 
@@ -124,6 +128,8 @@ def open_network(
         example: [B, ...] a model input, for its shape, device and layout; a few of its samples are computed with, and
             what `select.bare` makes of the results, if there is such a thing, is not checked.
         compile: by torch.compile.
+        keep: folded weights may be those of the last call, if the model's have not changed since; False where the work
+            is recorded.
     """
     if compile and isinstance(model, nn.Module):
         return compiled_network(
@@ -145,7 +151,12 @@ def open_network(
             if not _try(engine.program, model, own, example[:_SAMPLES], input_dtype, bare):
                 return plain
             engine.tried.add(kind)
-        opened = engine.program.open(model, example, dtype, autocast=sixteen_bit)
+        if keep:
+            opened, engine.kept = open_program(
+                engine.kept, engine.program, model, example, dtype, sixteen_bit
+            )
+        else:
+            opened = engine.program.open(model, example, dtype, autocast=sixteen_bit)
     except Unfit as error:
         engine.give_up(str(error))
         return plain

@@ -310,3 +310,21 @@ def test_nothing_of_the_model_changes():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert attributes == {name: set(vars(module)) for name, module in model.named_modules()}
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_weights_are_kept_between_calls_only_while_they_do_not_change():
+    model = settle(models.make("resnet18", width=4), (4, 3, 32, 32)).double()
+    x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    opened = [network(model, x)._opened for _ in range(4)]
+    assert opened[0] is not opened[1] and opened[2] is opened[1] and opened[3] is opened[1]
+    agree(model, x, 1e-10)
+    # One bit of one weight, past the version counters.
+    model.layer3[0].conv2.weight.data.view(-1)[5] += 2**-40
+    assert network(model, x)._opened is not opened[1]
+    model.bn1.running_mean.data.add_(0.1)
+    agree(model, x, 1e-10)
+    for _ in range(3):
+        with torch.no_grad():
+            model.linear.bias.add_(1)
+        agree(model, x, 1e-10)
+        assert engine_of(model).kept.opened is None
