@@ -48,13 +48,16 @@ class PGDAttack:
         bounds: (lo, hi) of a pixel, each a number or one value a channel; None for no box.
         bn: "eval": crafts with the whole model in eval mode. "train": with the modes of a model in train mode, running
             statistics put back. "train-update": the same, and running statistics move.
-        fold: permits the engine to change the arithmetic within rounding: folded layers, an input gradient that is
-            summed in another order, several runs in one batch, finished samples that leave it. False: exactly the bits
-            of the plain loop.
+        fold: permits the engine to change the arithmetic within rounding: BN folded into convolutions, a network that
+            runs without autograd and in NHWC where it can be followed (`advfast.attacks.explain(model)` says whether),
+            several runs in one batch, finished samples that leave it. False: exactly the bits of the plain loop.
         precision: "fp32": the model runs in its own dtype, also under an outer autocast. "bf16", "fp16": it runs under
             autocast, with the iterate, the loss and the softmax in float32 and the logit gradient rescaled.
-        capture: "auto" or "off"; CUDA-graph capture is not built yet and "required" raises.
-        compile: "auto", "off" or "on": whether the network is compiled.
+        capture: on CUDA, "auto": from the second call of a kind on, the whole attack is one CUDA graph; a later call
+            copies its inputs in and replays it, with the weights as they are then. "required": at the first call, and
+            RuntimeError if it cannot be. "off": never. `capture_note` says why a call was not.
+        compile: "on": the network runs by torch.compile, whose first calls take tens of seconds. "auto", "off": it does
+            not; the engine's own steps are faster wherever both were measured.
         impl: implementation of the fused step: "auto", "reference", "cpp", "cuda", "triton".
         seed: integer: starts are keyed by (seed, sample id, restart), independent of the batch split. None: a new seed
             for each call from torch's generator, so that torch.manual_seed governs it.

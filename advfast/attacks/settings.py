@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from advfast import _backend
 from advfast.kernels.pgd.api import L2_ORDERS, check_norm
 
@@ -72,6 +74,10 @@ def _check_together(a: PGDAttack, norm: str) -> None:
             f"targets={a.targets} runs towards wrong classes to leave the right one: "
             "targeted must be False"
         )
+    if a.compile == "on" and not a.fold:
+        raise ValueError("compile='on' with fold=False, which asks for the bits of the plain loop")
+    if a.compile == "on" and not isinstance(a.model, nn.Module):
+        raise TypeError(f"compile='on' needs an nn.Module, got {type(a.model).__name__}")
     if a.start == "torch" and norm == "l1":
         raise ValueError("start='torch' is defined for linf and l2; for l1 use start='philox'")
     if a.bn != "eval" and not (a.batch_size is None and a.max_bytes is None):

@@ -188,3 +188,11 @@ def test_check_can_be_switched_off():
     result = PGDAttack(MODEL, steps=1, check=False, bounds=(0.0, 2.0))(IMAGES + 1, LABELS)
     assert result.max() <= 2
     PGDAttack(MODEL, steps=1, check=False)(_with(-0.01), LABELS)
+
+
+def test_compile_on_goes_with_a_module_that_may_be_changed():
+    model = cnn()
+    with pytest.raises(ValueError, match="compile='on' with fold=False"):
+        PGDAttack(model, compile="on", fold=False)
+    with pytest.raises(TypeError, match=r"compile='on' needs an nn\.Module, got function"):
+        PGDAttack(lambda x: model(x), compile="on")

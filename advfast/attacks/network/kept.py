@@ -62,7 +62,8 @@ def open_program(
     opened = None
     tensors = _tensors(model)
     size = sum(t.numel() * t.element_size() for t in tensors)
-    if example.device.type != "cpu" or size > _MOST_BYTES or any(t.is_inference() for t in tensors):
+    unseen = example.device.type != "cpu" or any(t.is_inference() for t in tensors)
+    if unseen or not 0 < size <= _MOST_BYTES:
         return program.open(model, example, dtype, autocast=autocast), None
     kind = (dtype, autocast, example.shape[1:])
     marks = tuple((id(t), t._version) for t in tensors)

@@ -328,3 +328,92 @@ def test_weights_are_kept_between_calls_only_while_they_do_not_change():
             model.linear.bias.add_(1)
         agree(model, x, 1e-10)
         assert engine_of(model).kept.opened is None
+
+
+def test_a_model_without_weights():
+    class Bare(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x.mean((2, 3)) - 0.4) * 3
+
+    x = torch.rand(SHAPE, dtype=torch.float64)
+    model = Bare().eval()
+    for _ in range(3):
+        assert isinstance(agree(model, x, 1e-10), ProgramNetwork)
+
+
+class ReadBeforeRelu(nn.Module):
+    """A value that is read after its ReLU and before, and a sum whose other part comes after the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = F.relu(x) * 0.5 + x
+        return self.last(x) + torch.tanh(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+def test_what_is_read_before_its_relu(dtype):
+    model = settle(Head(ReadBeforeRelu(), 8), SHAPE).to(dtype)
+    found = agree(model, torch.rand(SHAPE, dtype=dtype), 1e-10 if dtype == torch.float64 else 1e-4)
+    assert isinstance(found, ProgramNetwork), engine_of(model)
+
+
+def test_constants_are_computed_from_the_live_weights():
+    model = settle(Head(bodies()["standardised"], 8), SHAPE).double()
+    x = torch.rand(SHAPE, dtype=torch.float64)
+    for _ in range(3):
+        assert isinstance(agree(model, x, 1e-10), ProgramNetwork)
+        model.body.weight.data[0, 0, 0, 0] += 1
+
+
+class AroundTheImage(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + x
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_are_not_written_to(layout):
+    model = settle(Head(AroundTheImage(), 3), SHAPE)
+    x = torch.rand(SHAPE).contiguous(memory_format=layout)
+    before = x.clone()
+    assert isinstance(agree(model, x, 1e-4), ProgramNetwork)
+    assert torch.equal(x, before)
+
+
+def test_a_returned_value_that_is_read_as_well():
+    class Two(Head):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            features = self.body(x).mean((2, 3))
+            return {"logits": self.linear(features), "features": features}
+
+    model = settle(Two(Residual(), 8), SHAPE).double()
+    x = torch.rand(SHAPE, dtype=torch.float64)
+    for name in ("logits", "features"):
+        found = agree(model, x, 1e-10, select=lambda out, name=name: out[name])
+        assert isinstance(found, ProgramNetwork)
+
+
+def test_kept_weights_are_of_one_precision_and_size():
+    model = settle(models.make("resnet18", width=4), (4, 3, 32, 32))
+    x = torch.rand(4, 3, 32, 32)
+    for _ in range(3):
+        wide = network(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = network(model, x, sixteen_bit=True)
+        assert narrow.logits(x).dtype == torch.bfloat16
+    assert wide._opened is not narrow._opened
+    agree(model, x, 1e-4)
+    agree(model, x[:, :, :20, :27], 1e-4)
+
+
+def test_a_failed_trial_is_remembered():
+    model = settle(Head(bodies()["overwritten-view"], 8), SHAPE)
+    network(model, torch.rand(SHAPE))
+    assert engine_of(model).program is None and "trial" in str(engine_of(model))

@@ -1,0 +1,1 @@
+"""pytest plugins, one a peer: ours in the place of the peer's, before its tests are imported."""
