@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from advfast import models
+
 
 def small_cnn(channels: int, classes: int = 10) -> nn.Module:
     """Two strided convolutions with BN and a linear layer: the size used for MNIST-like images."""
@@ -49,14 +51,39 @@ def resnet18(channels: int, width: int, classes: int = 10) -> nn.Module:
     return nn.Sequential(*layers, *pool)
 
 
-def make(
-    name: str, channels: int, layout: torch.memory_format = torch.contiguous_format
-) -> nn.Module:
-    """A network by name, "small-cnn" or "resnet18-wN" (width N), the same weights each time."""
+def tiny(channels: int, side: int, classes: int = 10) -> nn.Module:
+    """Next to no arithmetic: what is timed is the Python around it."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * side * side, classes))
+
+
+def _build(name: str, channels: int, side: int) -> nn.Module:
     kind, _, width = name.partition("-w")
+    shape = (channels, side, side)
+    if kind == "small-cnn":
+        return small_cnn(channels)
+    if kind == "tiny":
+        return tiny(channels, side)
+    if kind == "resnet18":
+        return resnet18(channels, int(width))
+    if kind == "preact-resnet18":
+        return models.make("preact-resnet18", in_shape=shape, width=int(width))
+    return models.make("small-cnn" if kind == "mnist-cnn" else kind, in_shape=shape)
+
+
+def make(
+    name: str,
+    channels: int,
+    layout: torch.memory_format = torch.contiguous_format,
+    side: int = 32,
+) -> nn.Module:
+    """A network by name, the same weights each time.
+
+    "small-cnn", "tiny", "resnet18-wN" (width N) are above; "preact-resnet18-wN", "mnist-cnn" (its small-cnn, for
+    images of 28x28) and any other name are advfast.models'. side: of the images.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = small_cnn(channels) if kind == "small-cnn" else resnet18(channels, int(width))
+        model = _build(name, channels, side)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 # Statistics of a net in use: mean 0 and variance 1 would make BN an identity.

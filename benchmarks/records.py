@@ -43,7 +43,7 @@ class Row:
     case: str = ""  # what else tells this case apart
     bytes: int | None = None  # kernels: fewest bytes that the op must move
     copy_gb_per_s: float | None = None  # of tensor.copy_ at this size, read and write counted
-    floor_ms: float | None = None  # kernels: bytes at that rate; attack: the network's passes alone
+    floor_ms: float | None = None  # kernels: bytes at that rate; attack: the convolutions alone
     ms_p20: float | None = None
     ms_p50: float | None = None
     ms_p80: float | None = None
@@ -51,10 +51,19 @@ class Row:
     percent_of_copy: float | None = None  # gb_per_s / copy_gb_per_s
     ratio_to_torch: float | None = None  # ms_p50 of "torch" / ms_p50: above 1 is faster than it
     ratio_to_inplace: float | None = None  # the same against "torch_inplace"
-    memory_bytes: int | None = None  # attack: see results/README.md
+    ratio_to_torchattacks: float | None = None  # the same against "torchattacks"
+    ratio_to_floor: float | None = None  # attack: ms_p50 / floor_ms
+    percent_of_matmul: float | None = None  # attack: FLOP/s in ms_p50, of a matmul's in this run
+    first_ms: float | None = None  # attack: the first call on a new copy of the network
+    us_over_network: float | None = None  # attack, tiny network: (ms_p50 - "network"'s) a step
+    memory_bytes: int | None = None  # attack: what autograd keeps, see results/README.md
+    peak_bytes: int | None = None  # attack: most memory above that before the call
+    graph_launches: int | None = None  # attack on a GPU, by the host in one call
+    kernel_launches: int | None = None  # the same, outside of graphs
+    other_ms: float | None = None  # attack: time of the GPU outside convolutions and matmuls
     equal_share: float | None = None  # attack: share of the elements with the bits of "torch"
     rounds: int | None = None  # timed calls behind the percentiles
-    status: str = "ok"  # ok | skipped: reason | failed: reason | wrong: what
+    status: str = "ok"  # ok | skipped: reason | failed: reason | wrong: what | untimed: why
 
 
 FIELDS = tuple(field.name for field in fields(Row))
@@ -137,19 +146,20 @@ def key(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a results file.
+    """The rows of a results file; columns that were added after it was written are empty.
 
     Raises:
-        ValueError: the file has other columns than this version writes.
+        ValueError: the file has columns that this version does not write, or lacks some of a key.
     """
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
+        columns = set(reader.fieldnames or ())
+        if not columns <= set(FIELDS) or not columns >= set(KEY):
             raise ValueError(
                 f"{path} has other columns than this version writes; expected {', '.join(FIELDS)}, "
                 f"got {', '.join(reader.fieldnames or ())}: give another --out"
             )
-        return list(reader)
+        return [{name: row.get(name, "") for name in FIELDS} for row in reader]
 
 
 class Results:
@@ -186,17 +196,22 @@ class Results:
 _SHOWN = {
     "provider": "provider", "ms_p50": "ms p50", "ms_p20": "p20", "ms_p80": "p80",
     "gb_per_s": "GB/s", "percent_of_copy": "% of copy", "ratio_to_torch": "x torch",
-    "ratio_to_inplace": "x in place", "memory_bytes": "memory", "equal_share": "equal",
-    "status": "status",
+    "ratio_to_inplace": "x in place", "ratio_to_torchattacks": "x torchattacks",
+    "ratio_to_floor": "of floor", "percent_of_matmul": "% of matmul", "first_ms": "first ms",
+    "us_over_network": "us/step over network", "memory_bytes": "kept", "peak_bytes": "peak",
+    "graph_launches": "graphs", "kernel_launches": "launches", "other_ms": "other ms",
+    "equal_share": "equal", "status": "status",
 }  # fmt: skip
 
 
 def _cell(name: str, value: object) -> str:
     if value is None:
         return ""
-    if name in ("percent_of_copy", "ratio_to_torch", "ratio_to_inplace"):
-        return f"{value:.1f}" if name == "percent_of_copy" else f"{value:.2f}"
-    if name == "memory_bytes":
+    if name.startswith("percent") or name == "us_over_network":
+        return f"{value:.1f}"
+    if name.startswith("ratio"):
+        return f"{value:.2f}"
+    if name in ("memory_bytes", "peak_bytes"):
         return f"{int(str(value)) / 2**20:.1f} MiB"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

@@ -1,163 +1,61 @@
-"""The attack suite: PGD as a whole, against hand-written loops and other libraries."""
+"""The attack suite: PGD as a whole, against hand-written loops, other libraries and the convolutions alone."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+import floors
+import memory
 import networks
+import timeline
 import torch
-from peers import NORMS, PACKAGES, PEERS, Attack, PeerMaker, Settings
+from attack_providers import RADII, Case, Maker, by_hand, network_alone, providers
+from peers import PACKAGES, Attack
 from records import Row, failure, package_version
-from sequences import EAGER, Work
 from timing import Clock, Timed, Times, ratio, take_turns
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from advfast.attacks import PGDAttack
-
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-RADII = {"linf": (8 / 255, 2 / 255), "l2": (1.0, 0.25)}  # eps, alpha in pixel units
-Shape = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Case:
-    network: str
-    shape: Shape  # [B, C, H, W]
-    norm: str = "linf"
-    layout: str = "NCHW"
-    precision: str = "fp32"  # bf16: autocast around the network; the images stay fp32
-    steps: int = 10
-
-    @property
-    def size(self) -> str:
-        return "x".join(map(str, self.shape))
-
-    def __str__(self) -> str:
-        return " ".join(("attack", self.norm, self.precision, self.layout, self.size, self.network))
-
-    def row(self, provider: str, status: str, package: str) -> Row:
-        return Row(
-            suite="attack", op=f"pgd-{self.steps}", norm=self.norm, provider=provider,
-            dtype=self.precision, layout=self.layout, shape=self.size, case=self.network,
-            peer_version=package_version(package), status=status,
-        )  # fmt: skip
+FLOORS = {"NCHW": "convolutions", "NHWC": "convolutions_nhwc"}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_LOSS = {"advfast_bf16": 0.1}
+"""How far the loss may be from the hand-written loop's, where that is not 2 %: other precision, other images."""
 
 
 def cases(device: str, *, quick: bool) -> Iterator[Case]:
     if quick:
-        yield Case("small-cnn", (16, 1, 28, 28), steps=3)
-        yield Case("resnet18-w8", (4, 3, 32, 32), steps=3)
+        yield Case("small-cnn", (16, 1, 28, 28), steps=3, everyone=True)
         yield Case("small-cnn", (16, 1, 28, 28), "l2", steps=3)
-        return
-    if device == "cpu":
-        small, large = ("small-cnn", (64, 1, 28, 28)), ("resnet18-w16", (32, 3, 32, 32))
+        yield Case("resnet18-w8", (4, 3, 32, 32), layout="NHWC", steps=3)
+        yield Case("preact-resnet18-w8", (4, 3, 32, 32), steps=3)
+        yield Case("vit-tiny", (2, 3, 32, 32), steps=1)
+        yield Case("tiny", (4, 3, 8, 8), steps=40)
+        yield Case("resnet18-w8", (8, 3, 32, 32), steps=1, timed=False)
+    elif device == "cpu":
+        yield Case("resnet18-w64", (16, 3, 32, 32), steps=3, everyone=True)
+        yield Case("resnet18-w16", (64, 3, 32, 32), everyone=True)
+        yield Case("small-cnn", (128, 1, 28, 28), steps=40, everyone=True)
+        yield Case("mnist-cnn", (128, 1, 28, 28), steps=40)
+        yield Case("preact-resnet18-w16", (64, 3, 32, 32))
+        yield Case("vit-tiny", (16, 3, 32, 32), steps=3)
+        yield Case("resnet18-w16", (64, 3, 32, 32), layout="NHWC")
+        yield Case("resnet18-w16", (64, 3, 32, 32), "l2")
+        yield Case("tiny", (4, 3, 8, 8), steps=200)
+        yield Case("resnet18-w64", (64, 3, 32, 32), steps=2, timed=False)
     else:
-        small, large = ("small-cnn", (256, 1, 28, 28)), ("resnet18-w64", (512, 3, 32, 32))
-    yield Case(*large)
-    yield Case(*small)
-    yield Case(*large, layout="NHWC")
-    yield Case(*large, norm="l2")
-    if device == "cuda":
-        yield Case(*large, layout="NHWC", precision="bf16")
-        yield Case(*small, precision="bf16")
-
-
-def _autocast(case: Case, device: str) -> contextlib.AbstractContextManager[object]:
-    return torch.autocast(device, torch.bfloat16, enabled=case.precision == "bf16")
-
-
-def by_hand(model: Callable[[Tensor], Tensor], case: Case, device: str, steps: int) -> Attack:
-    """The loop as training scripts ship it: autograd.grad, then the eager sequence of the step."""
-    eps, alpha = RADII[case.norm]
-    step = EAGER["pgd_step_", case.norm]
-
-    def run(images: Tensor, labels: Tensor) -> Tensor:
-        x = images.clone().detach()
-        for _ in range(steps):
-            x.requires_grad = True
-            with _autocast(case, device):
-                cost = cross_entropy(model(x), labels)
-            (grad,) = torch.autograd.grad(cost, x)
-            x = step(Work(x, images, grad, alpha, eps))[0]
-        return x
-
-    return run
-
-
-def network_alone(model: nn.Module, case: Case, device: str) -> Attack:
-    """As many passes forward and back to the input as the attack takes: the plain net's floor."""
-
-    def run(images: Tensor, labels: Tensor) -> Tensor:
-        x = images.clone().requires_grad_()
-        for _ in range(case.steps):
-            with _autocast(case, device):
-                cost = cross_entropy(model(x), labels)
-            torch.autograd.grad(cost, x)
-        return images
-
-    return run
-
-
-Maker = Callable[[nn.Module, int], Attack]
-
-
-def providers(case: Case, device: str, *, compile: bool) -> dict[str, Maker]:
-    """Each takes (its own copy of the network, number of steps)."""
-    eps, alpha = RADII[case.norm]
-
-    def ours(model: nn.Module, steps: int, fold: bool) -> Attack:
-        return PGDAttack(
-            model, eps, alpha, steps, False, norm=case.norm, fold=fold, precision=case.precision
-        )
-
-    def theirs(maker: PeerMaker, model: nn.Module, steps: int) -> Attack:
-        return maker(model, Settings(case.norm, eps, alpha, steps, case.shape))
-
-    found: dict[str, Maker] = {
-        "torch": lambda model, steps: by_hand(model, case, device, steps),
-        "advfast": partial(ours, fold=True),
-        "advfast_exact": partial(ours, fold=False),
-    }
-    if compile:
-        found["torch_compile"] = lambda model, steps: by_hand(
-            torch.compile(model, dynamic=False), case, device, steps
-        )
-    if case.precision == "fp32":
-        for name, maker in PEERS.items():
-            if case.norm in NORMS[name]:
-                found[name] = partial(theirs, maker)
-    return found
-
-
-def saved_bytes(model: nn.Module, attack: Attack, images: Tensor, labels: Tensor) -> int:
-    """Bytes that autograd keeps for the backward pass of one step, parameters not counted."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    kept: dict[int, Tensor] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = t  # the reference keeps the address from being used again
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        attack(images, labels)
-    return sum(t.untyped_storage().nbytes() for t in kept.values())
-
-
-def peak_bytes(attack: Attack, images: Tensor, labels: Tensor) -> int:
-    """Device memory that the attack takes above what was allocated before it."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    attack(images, labels)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+        yield Case("resnet18-w64", (128, 3, 32, 32), everyone=True)
+        yield Case("resnet18-w64", (128, 3, 32, 32), layout="NHWC", precision="bf16", everyone=True)
+        yield Case("resnet18-w64", (1024, 3, 32, 32), layout="NHWC", precision="bf16")
+        yield Case("small-cnn", (128, 1, 28, 28), steps=40, everyone=True)
+        yield Case("preact-resnet18-w64", (128, 3, 32, 32), layout="NHWC", precision="bf16")
+        yield Case("vit-tiny", (128, 3, 32, 32), precision="bf16")
+        yield Case("resnet18-w64", (128, 3, 32, 32), "l2")
+        yield Case("tiny", (4, 3, 8, 8), steps=200)
 
 
 def fault(
@@ -174,14 +72,64 @@ def fault(
     # Peers hold the ball to the rounding of float32 only.
     if float(size.max()) > eps * (1 + 1e-6) + 1e-7 or got.min() < 0 or got.max() > 1:
         return f"outside of the ball or the box: {float(size.max()):.9g} against eps {eps:.9g}"
-    same_bits = case.norm == "linf" and provider not in ("torch_compile", "advfast")
+    folds = provider.startswith("advfast") and provider != "advfast_exact"
+    same_bits = case.norm == "linf" and provider != "torch_compile" and not folds
     if device == "cpu" and case.precision == "fp32" and same_bits:
         return "" if torch.equal(got, wanted) else "not the bits of the hand-written loop"
     # Other arithmetic, or a GPU's atomic additions: the same attack must be as strong.
     ours, theirs = loss(got), loss(wanted)
-    if abs(ours - theirs) > 0.02 * max(1.0, abs(theirs)):
+    if abs(ours - theirs) > _LOSS.get(provider, 0.02) * max(1.0, abs(theirs)):
         return f"its loss is {ours:.5g}, the hand-written loop's {theirs:.5g}"
     return ""
+
+
+@dataclass
+class Tried:
+    """A provider's first calls."""
+
+    status: str = "ok"
+    attack: Attack | None = None
+    first_ms: float | None = None
+    equal: float | None = None
+    saved: int | None = None
+    peak: int | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What all providers of a case are given."""
+
+    case: Case
+    device: str
+    images: Tensor
+    labels: Tensor
+    wanted: Tensor
+    loss: Callable[[Tensor], float]
+
+    def attempt(self, name: str, make: Maker, model: torch.nn.Module) -> Tried:
+        """The first call of all, timed once; whether it is right; then what it needs in memory."""
+        case, images, labels = self.case, self.images, self.labels
+        try:
+            attack = make(model, case.steps)
+        except ImportError as error:
+            return Tried(f"skipped: {error}")
+        try:
+            begin = time.perf_counter()
+            got = attack(images, labels)
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            first = (time.perf_counter() - begin) * 1e3
+            wrong = fault(case, self.device, name, got, self.wanted, images, self.loss)
+            if wrong:
+                return Tried(f"wrong: {wrong}")
+            equal = float((got == self.wanted).double().mean())
+            del got
+            saved = memory.saved_bytes(model, partial(make(model, 1), images, labels))
+            short = make(model, min(case.steps, 3))
+            peak = memory.peak_bytes(partial(short, images, labels), self.device)
+        except Exception as error:
+            return Tried(failure(error))
+        return Tried("ok", attack, first, equal, saved, peak)
 
 
 def measure(case: Case, device: str, *, quick: bool, clock: Clock) -> list[Row]:
@@ -190,64 +138,85 @@ def measure(case: Case, device: str, *, quick: bool, clock: Clock) -> list[Row]:
     layout = LAYOUTS[case.layout]
     images = torch.rand(case.shape, generator=generator).to(device).contiguous(memory_format=layout)
     labels = torch.randint(10, case.shape[:1], generator=generator).to(device)
-    net = networks.make(case.network, case.shape[1], layout).to(device)
+    net = networks.make(case.network, case.shape[1], layout, side=case.shape[2]).to(device)
 
     def loss(x: Tensor) -> float:
         with torch.no_grad():
             return float(cross_entropy(net(x), labels))
 
     wanted = by_hand(net, case, device, case.steps)(images, labels)
-    status: dict[str, str] = {"network": "ok"}
-    memory: dict[str, int] = {}
-    equal: dict[str, float] = {}
-    passes = network_alone(copy.deepcopy(net), case, device)
-    items: dict[str, Timed] = {"network": Timed(partial(passes, images, labels))}
+    scene = Scene(case, device, images, labels, wanted, loss)
     torch.compiler.reset()
-    for name, make in providers(case, device, compile=not quick).items():
-        # A copy each: some peers leave gradients in the parameters.
-        model = copy.deepcopy(net)
-        try:
-            attack = make(model, case.steps)
-        except ImportError as error:
-            status[name] = f"skipped: {error}"
-            continue
-        try:
-            got = attack(images, labels)
-            if device == "cuda":
-                memory[name] = peak_bytes(attack, images, labels)
-            else:
-                memory[name] = saved_bytes(model, make(model, 1), images, labels)
-        except Exception as error:
-            status[name] = failure(error)
-            continue
-        equal[name] = float((got == wanted).double().mean())
-        wrong = fault(case, device, name, got, wanted, images, loss)
-        status[name] = f"wrong: {wrong}" if wrong else "ok"
-        if not wrong:
-            items[name] = Timed(partial(attack, images, labels))
-    seconds, least = (1.0, 3) if quick else (20.0, 7)
+    # A copy each: some peers leave gradients in the parameters, and a first call is one of a new model.
+    tried = {
+        name: scene.attempt(name, make, copy.deepcopy(net))
+        for name, make in providers(case, device, compile=case.timed and not quick).items()
+    }
+    if not case.timed:
+        return [_row(case, name, state) for name, state in tried.items()]
+    found = floors.products(net, images)
+    dtype = _DTYPES[case.precision]
+    alone = network_alone(copy.deepcopy(net), case, device)
+    items: dict[str, Timed] = {"network": Timed(partial(alone, images, labels))}
+    for name, own in LAYOUTS.items():
+        if name == "NCHW" or any(len(product.inputs) == 4 for product in found):
+            run = floors.products_alone(found, own, dtype, device, case.steps)
+            items[FLOORS[name]] = Timed(run)
+    for name, state in tried.items():
+        if state.attack is not None:
+            items[name] = Timed(partial(state.attack, images, labels))
+    seconds, least = (1.0, 3) if quick else (15.0, 5)
     times = take_turns(items, clock, seconds=seconds, min_rounds=least, warmups=1)
+    rate = floors.flops(found, case.steps) / floors.matmul_rate(dtype, device) * 1e3
+    alone_rows = {name: Tried() for name in items if name not in tried}
     return [
-        _row(case, name, state, times, memory.get(name), equal.get(name))
-        for name, state in status.items()
+        _timed(_row(case, name, state), times, rate, items.get(name), device)
+        for name, state in (alone_rows | tried).items()
     ]
 
 
-def _row(
-    case: Case, name: str, state: str, times: dict[str, Times], memory: int | None,
-    equal: float | None,
-) -> Row:  # fmt: skip
+def _row(case: Case, name: str, state: Tried) -> Row:
     package = PACKAGES.get(name, "advfast" if name.startswith("advfast") else "torch")
-    row = case.row(name, state, package)
-    if name not in times:
-        return row
-    mine = times[name]
-    return replace(
-        row, floor_ms=times["network"].median, ms_p20=mine.percentile(20), ms_p50=mine.median,
-        ms_p80=mine.percentile(80), rounds=len(mine.ms), memory_bytes=memory, equal_share=equal,
-        ratio_to_torch=ratio(times, "torch", name),
+    status = state.status
+    if status == "ok" and not case.timed:
+        status = "untimed: memory alone"
+    return Row(
+        suite="attack", op=f"pgd-{case.steps}", norm=case.norm, provider=name,
+        dtype="bf16" if name == "advfast_bf16" else case.precision, layout=case.layout,
+        shape=case.size, case=case.network, peer_version=package_version(package),
+        first_ms=state.first_ms, memory_bytes=state.saved, peak_bytes=state.peak,
+        equal_share=state.equal, status=status,
     )  # fmt: skip
 
 
+def _timed(
+    row: Row, times: dict[str, Times], matmul_ms: float, item: Timed | None, device: str
+) -> Row:
+    """The row with its times. matmul_ms: what its convolutions take at the rate of a matmul."""
+    name = row.provider
+    if name not in times or item is None:
+        return row
+    mine = times[name]
+    floor = min(times[floor].median for floor in FLOORS.values() if floor in times)
+    over = None
+    if row.case == "tiny" and name not in ("network", *FLOORS.values()):
+        steps = int(row.op.removeprefix("pgd-"))
+        over = (mine.median - times["network"].median) / steps * 1e3
+    row = replace(
+        row, floor_ms=floor, ms_p20=mine.percentile(20), ms_p50=mine.median,
+        ms_p80=mine.percentile(80), rounds=len(mine.ms), ratio_to_floor=mine.median / floor,
+        percent_of_matmul=100 * matmul_ms / mine.median, us_over_network=over,
+        ratio_to_torch=ratio(times, "torch", name),
+        ratio_to_torchattacks=ratio(times, "torchattacks", name),
+    )  # fmt: skip
+    if device == "cuda" and (name == "torchattacks" or name.startswith("advfast")):
+        seen = timeline.profiled(item.call)
+        row = replace(
+            row, graph_launches=seen.graph_launches, kernel_launches=seen.kernel_launches,
+            other_ms=seen.other_ms,
+        )  # fmt: skip
+    return row
+
+
 def skipped(case: Case, reason: str) -> Row:
-    return case.row("all", f"skipped: {reason}", "advfast")
+    return _row(replace(case, timed=True), "all", Tried(f"skipped: {reason}"))

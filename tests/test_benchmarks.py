@@ -223,6 +223,21 @@ def test_first_convolutions_are_checked_and_timed():
     assert work == pytest.approx(2e-9 * 4 * 4 * 64 * 9)
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (("folding.py", "--only", "^small-cnn$"), "| small-cnn | 2 of 2 | 4 | 1 | yes | no |"),
+        (("cycles.py", "--quick"), "equal bits"),
+        (("precision.py", "--quick"), "signs flipped"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_scripts_of_the_engine(script, said):
+    result = run_script(sys.executable, BENCHMARKS / script[0], *script[1:], OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    assert said in result.stdout
+
+
 def test_run_refuses_when_a_test_fails(tmp_path):
     red, out = tmp_path / "test_red.py", tmp_path / "out.csv"
     red.write_text("def test_red():\n    assert False, 'injected'\n")
