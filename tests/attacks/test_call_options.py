@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from advfast import PGDAttack
+from advfast.attacks.momentum import Momentum
 from advfast.attacks.split import pieces
 
 from .networks import batch, cnn, mlp, plain_pgd
@@ -110,6 +111,19 @@ def test_what_a_mask_covers_keeps_its_bits(norm, shape, layout):
     assert result.stride() == images.stride()
     free = attack(images, labels, mask=torch.ones(shape))
     assert torch.equal(free, attack(images, labels))
+
+
+@pytest.mark.parametrize("start", ["philox", "torch"])
+def test_the_layout_inside_does_not_reach_the_start(start):
+    """With fold the iterate lies as the network likes it; the draws are made as the images lie."""
+    model, (images, labels) = cnn(), batch(8)
+    results = []
+    for fold in (True, False):
+        torch.manual_seed(2)
+        attack = PGDAttack(model, EPS, ALPHA, 0, start=start, fold=fold, restarts=2)
+        results.append(attack(images, labels))
+        assert results[-1].is_contiguous()
+    assert torch.equal(*results) and not torch.equal(results[0], images)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -295,3 +309,25 @@ def test_ball_and_box_with_any_options(data):
     order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
     limit = torch.tensor(eps).item() * (1 + 1e-5) + (6e-8 if norm == "linf" else 0)
     assert torch.linalg.vector_norm(delta, order, dim=1).max() <= limit
+
+
+def test_nonfinite_entries_of_all_pieces_are_counted():
+    images, labels = batch(9)
+    images[4:] = 0.0
+
+    def model(x):  # the square root has no finite gradient at 0
+        return x.sqrt().flatten(1)[:, :10]
+
+    attack = PGDAttack(model, EPS, ALPHA, 1, random_start=False, check=False)
+    for attack.batch_size in (None, 2):
+        attack(images, labels)
+        assert attack.nonfinite.tolist() == [images[0].numel() * 5]
+
+
+def test_an_entry_that_is_not_finite_spoils_one_step_of_the_velocity():
+    momentum, ones = Momentum(0.5), torch.ones(2, 4)
+    spoilt = ones.clone()
+    spoilt[0, 1] = torch.nan
+    assert momentum(spoilt, None).isfinite().sum() == 7
+    second = momentum(ones, None)
+    assert second[0, 1] == 1.0 and (second[1] == 1.5).all()

@@ -140,11 +140,12 @@ def test_works_in_any_grad_mode(context):
     assert not got.is_inference()
 
 
-def test_an_outer_autocast_does_not_reach_the_attack():
+@pytest.mark.parametrize("fold", [True, False])
+def test_an_outer_autocast_does_not_reach_the_attack(fold):
     model, (images, labels) = cnn(), batch()
-    expected = PGDAttack(model, EPS, ALPHA, 5, False)(images, labels)
+    expected = PGDAttack(model, EPS, ALPHA, 5, False, fold=fold)(images, labels)
     with torch.autocast("cpu", torch.bfloat16):
-        got = PGDAttack(model, EPS, ALPHA, 5, False)(images, labels)
+        got = PGDAttack(model, EPS, ALPHA, 5, False, fold=fold)(images, labels)
     assert torch.equal(got, expected) and got.dtype == torch.float32
 
 

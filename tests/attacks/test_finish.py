@@ -117,6 +117,16 @@ def test_a_loss_that_couples_the_samples_keeps_them_together():
     assert torch.allclose(coupled, named, atol=1e-12, rtol=0)
 
 
+def test_batch_statistics_keep_the_samples_together():
+    model, (images, _) = cnn(dropout=0.0).train(), batch(16)
+    labels = model(images).argmax(1)
+    labels[:4] = (labels[:4] + 1) % 10  # done from the start
+    sizes = []
+    model.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    PGDAttack(model, 0.002, None, 12, False, early_stop=True, bn="train")(images, labels)
+    assert sizes == [16] * 12
+
+
 def test_a_users_loss_follows_the_rows():
     model, images, labels = wide()
     results = [

@@ -119,6 +119,22 @@ def test_early_stop_takes_the_first_of_the_runs_that_stop():
     assert torch.allclose(got[stopped], expected[stopped], atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_runs_that_do_not_fit_in_one_pass(monkeypatch, early_stop):
+    """Two runs at a time; of those to come, samples that stopped early need none."""
+    from advfast.attacks import split
+
+    model, images, labels = wide(32)
+    more = settings(restarts=5, early_stop=early_stop)
+    whole = PGDAttack(model, **more)(images, labels)
+    monkeypatch.setattr(split, "FOLDED_ELEMENTS", 2 * images.numel())
+    sizes = []
+    model.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    parts = PGDAttack(model, **more)(images, labels)
+    assert torch.allclose(whole, parts, atol=1e-12, rtol=0)
+    assert max(sizes) == 64 and (sum(sizes) < 5 * 7 * 32) == early_stop
+
+
 def test_restarts_with_batch_statistics_run_one_after_another():
     images, labels = batch(16)
     model = cnn(dropout=0.0).train()

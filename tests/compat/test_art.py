@@ -219,11 +219,17 @@ def test_restarts_follow_numpy_and_help():
     for norm in (np.inf, 1):
         assert np.array_equal(losses(1, 0, norm), losses(1, 0, norm))
         assert not np.array_equal(losses(1, 0, norm), losses(1, 1, norm))
-    wrong = [(estimator.predict(losses(n)).argmax(1) != y).mean() for n in (1, 8)]
-    assert wrong[1] >= wrong[0]
-    for norm in (np.inf, 1):
-        wrong = [(estimator.predict(losses(n, 0, norm)).argmax(1) != y).sum() for n in (1, 6)]
-        assert wrong[1] >= wrong[0]
+    # What is right in the beginning, so that a restart that succeeds is what decides.
+    y = estimator.predict(x).argmax(1)
+    for norm, eps in ((np.inf, 0.05), (1, 30.0)):
+        wrong = []
+        for starts in (1, 8):
+            np.random.seed(0)
+            attack = pgd(
+                estimator, norm=norm, eps=eps, eps_step=eps / 10, num_random_init=starts, max_iter=1
+            )
+            wrong.append((estimator.predict(attack.generate(x, y)).argmax(1) != y).sum())
+        assert wrong[1] > wrong[0]
     with pytest.raises(NotImplementedError, match="random starts"):
         losses(1, 0, 3)
 
@@ -260,7 +266,14 @@ def test_other_losses():
         made = pgd(classifier(loss=loss)).generate(x, y)
         assert np.mean(made != expected.numpy()) < 0.01
         assert pgd(classifier(loss=loss), norm=1).generate(x, y).shape == x.shape
-    assert nn.CrossEntropyLoss().reduction == cases[0][0].reduction == "mean"
+    assert all(loss.reduction == "mean" for loss, _ in cases if isinstance(loss, nn.Module))
+    # Restarts need the loss of each sample.
+    made = pgd(classifier(loss=nn.MultiMarginLoss()), num_random_init=2).generate(x, y)
+    assert made.shape == x.shape
+    # With one class a sample a class weight only scales its gradient; with probabilities it counts.
+    soft = np.random.default_rng(0).dirichlet(np.ones(10), len(y)).astype(np.float32)
+    weighted = pgd(classifier(loss=nn.CrossEntropyLoss(weight=weight))).generate(x, soft)
+    assert np.mean(weighted != pgd().generate(x, soft)) > 0.05
     with pytest.raises(NotImplementedError, match="one logit a class"):
         pgd(classifier(loss=nn.BCEWithLogitsLoss()))
 
@@ -443,3 +456,13 @@ def test_ball_and_box_hold_for_any_setting(norm, eps, step, steps, start, seed):
     sizes = np.linalg.norm(made - x, norm, axis=1)
     assert sizes.max() <= eps * (1 + 1e-5) + 1e-6
     assert made.min() >= -1e-6 and made.max() <= 1 + 1e-6
+
+
+def test_the_step_follows_a_random_eps():
+    x, y = data()
+    sizes = []
+    for steps in (1, 10):
+        np.random.seed(0)
+        made = pgd(random_eps=True, max_iter=steps).generate(x, y)
+        sizes.append(float(np.abs(made - x).max()))
+    assert sizes[0] == pytest.approx(sizes[1] * STEP / EPS, rel=1e-4)

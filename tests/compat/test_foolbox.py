@@ -269,3 +269,24 @@ def test_an_empty_batch():
     for kind in (LinfPGD, L2PGD):
         raw, _, success = kind(steps=2)(fmodel(), images[:0], labels[:0], epsilons=[0.1, 0.2])
         assert raw[1].shape == (0, 3, 12, 12) and success.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "relative", "steps", "random_start"),
+    [
+        ("LinfProjectedGradientDescentAttack", 1 / 30, 40, True),
+        ("L2ProjectedGradientDescentAttack", 1 / 40, 50, True),
+        ("L1ProjectedGradientDescentAttack", 1 / 40, 50, True),
+        ("LinfBasicIterativeAttack", 1 / 5, 10, False),
+        ("L2BasicIterativeAttack", 1 / 5, 10, False),
+        ("L1BasicIterativeAttack", 1 / 5, 10, False),
+        ("LinfFastGradientAttack", 1.0, 1, False),
+        ("L2FastGradientAttack", 1.0, 1, False),
+        ("L1FastGradientAttack", 1.0, 1, False),
+    ],
+)
+def test_defaults_are_those_of_foolbox(name, relative, steps, random_start):
+    attack = getattr(fb.attacks, name)()
+    assert attack.rel_stepsize == pytest.approx(relative)
+    assert attack.abs_stepsize is None
+    assert (attack.steps, attack.random_start) == (steps, random_start)

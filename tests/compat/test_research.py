@@ -439,3 +439,11 @@ def test_perturb_settings():
     attack.rand_init, attack.rand_init_type = True, "none"
     with pytest.raises(ValueError, match="'uniform' or 'normal', got 'none'"):
         attack.perturb(images, labels)
+
+
+def test_delta_is_from_the_given_image():
+    model, (images, labels) = cnn(), batch(8)
+    images[0, 0, 0, 0] = 1.5
+    attack = research.LinfPGDAttack(model, nb_iter=2, rand_init=False)
+    x_adv, delta = attack.perturb(images, labels)
+    assert x_adv.max() <= 1 and torch.equal(delta, x_adv - images)

@@ -97,15 +97,11 @@ class Batches:
         if settings.steps == 0 or not len(x) or not np.any(settings.alpha):
             return result
         low, high = _edges(target.bounds, x)
-        fused = (
-            settings.p in _FUSED
-            and not isinstance(low, np.ndarray)
-            and not (settings.momentum and mask is not None)
-        )
+        fused = settings.p in _FUSED and not isinstance(low, np.ndarray)
         if not fused and self.precision != "fp32":
             raise ValueError(
                 f"precision={self.precision!r} is built for the norms inf and 2, with a box that "
-                "is the same for all features of a channel and no mask beside decay"
+                "is the same for all features of a channel"
             )
         # From numpy's generator: np.random.seed governs a script that was written for ART.
         seed = int(np.random.randint(2**63 - 1)) if settings.starts else 0

@@ -1,4 +1,4 @@
-"""ART's step for what the fused one does not have: norms other than inf and 2, a box for each feature, masked momentum.
+"""ART's step for what the fused one does not have: norms other than inf and 2, a box for each feature.
 
 For a finite norm p ART follows the steepest direction of the p ball (p = 1: one coordinate a step) and returns into
 the ball by rescaling. advfast's own l1 follows the normalised gradient and projects; both stay in the ball.

@@ -5,7 +5,7 @@ Definitions (`reference.py` is the code of them; eps, alpha and bounds are in pi
 * linf: ``x <- clamp(x0 + clamp(x + alpha*sign(grad) - x0, -eps, eps), lo, hi)`` in this order of operations, with
   sign(0) = 0. All implementations give the same bits, with fl(x0 - eps) <= x <= fl(x0 + eps).
 * l2: ``x + alpha*grad/||grad||_2``, Euclidean projection onto the ball, box.
-* l1: ``x + alpha*grad/||grad||_1`` (the normalised gradient of foolbox and ART; not the steepest l1 direction, which
+* l1: ``x + alpha*grad/||grad||_1`` (the normalised gradient of foolbox; not the steepest l1 direction, which
   moves one coordinate, and not the top-q sign step of SLIDE), Euclidean projection onto the ball (Duchi et al., ICML
   2008; not a rescaling), box.
 
