@@ -38,8 +38,10 @@ _FLOAT32: dict[str, tuple[str, ...]] = {
     "project_": ("cuda", "triton"),
 }
 _FLOAT32 |= {"random_start": ("cuda", "triton"), "conv2d_input_grad": ("cpp",), "row_hash": ()}
-_FLOAT32 |= dict.fromkeys(_ACTIVATIONS, ("cpp",))
 """Implementations that take float32 alone."""
+
+_NOT_FLOAT64: dict[str, tuple[str, ...]] = dict.fromkeys(_ACTIVATIONS, ("cpp",))
+"""Implementations that take float32, bfloat16 and float16: whoever asks for double does not ask for speed."""
 
 
 @functools.cache
@@ -112,7 +114,9 @@ def available_impls(op: str, device: torch.device | str | None = None) -> tuple[
     return tuple(impl for impl in order if _why_not(op, impl, device.type) is None)
 
 
-def resolve_impl(op: str, impl: str, device: torch.device, *, float32: bool) -> str:
+def resolve_impl(
+    op: str, impl: str, device: torch.device, *, float32: bool, float64: bool = False
+) -> str:
     """The implementation to run. Only "auto" chooses; a named one runs or raises.
 
     Args:
@@ -120,6 +124,7 @@ def resolve_impl(op: str, impl: str, device: torch.device, *, float32: bool) -> 
         impl: "auto" or a name of IMPLS.
         device: where the tensors are.
         float32: whether the images are float32, which the GPU implementations require.
+        float64: whether the values are float64, for the ops whose implementations differ in that.
 
     Raises:
         ValueError: unknown name.
@@ -127,23 +132,26 @@ def resolve_impl(op: str, impl: str, device: torch.device, *, float32: bool) -> 
     """
     if impl == "auto":
         impl = os.environ.get("ADVFAST_IMPL", "auto")
-    return _resolve(op, impl, device.type, float32)
+    return _resolve(op, impl, device.type, float32, float64)
 
 
 @functools.cache
-def _resolve(op: str, impl: str, device_type: str, float32: bool) -> str:
+def _resolve(op: str, impl: str, device_type: str, float32: bool, float64: bool) -> str:
+    refusing = () if float32 else _FLOAT32.get(op, ())
+    if float64:
+        refusing += _NOT_FLOAT64.get(op, ())
     if impl == "auto":
         for name in available_impls(op, device_type):
-            if float32 or name not in _FLOAT32[op]:
+            if name not in refusing:
                 return name
     if impl not in IMPLS:
         raise ValueError(f"{op}: impl must be one of auto, {', '.join(IMPLS)}, got {impl!r}")
     reason = _why_not(op, impl, device_type)
-    if reason is None and impl in _FLOAT32[op] and not float32:
-        others = ", ".join(
-            name for name in IMPLS if name not in (*_FLOAT32[op], *_NOT_MADE.get(op, ()))
-        )
-        reason = f"it takes float32 tensors (others: {others})"
+    if reason is None and impl in refusing:
+        unfit = (*refusing, *_NOT_MADE.get(op, ()))
+        others = ", ".join(name for name in IMPLS if name not in unfit)
+        takes = "float32" if impl in _FLOAT32.get(op, ()) else "float32, bfloat16 and float16"
+        reason = f"it takes {takes} tensors (others: {others})"
     if reason is not None:
         raise RuntimeError(f"{op}: impl={impl!r} is not available: {reason}")
     return impl

@@ -79,17 +79,18 @@ struct ConvInputGradArgs {
 void conv_input_grad_cpu(const ConvInputGradArgs& args, int threads);
 
 // ReLU that keeps one bit a value, and its backward pass. Operands have the same order in memory, so that it matters
-// for the channels alone; values [N] float, bits [(N + 7) / 8]: bit i % 8 of byte i / 8 belongs to value i.
+// for the channels alone; bits [(N + 7) / 8]: bit i % 8 of byte i / 8 belongs to value i.
 struct ActivationArgs {
-    const float* x = nullptr;                       // [N]
-    const float* other = nullptr;                   // [N]; may be null
+    const void* x = nullptr;                        // [N]
+    const void* other = nullptr;                    // [N]; may be null
     const float *scale = nullptr, *shift = nullptr; // [C]; both null (the backward pass: scale alone) or not
-    float* y = nullptr;                             // [N] out; may be x; forward: may be null
+    void* y = nullptr;                              // [N] out; may be x or other; forward: may be null
     uint8_t* bits = nullptr;                        // forward: out; backward: in
     int64_t values = 0, channels = 1, spatial = 1;
     Layout layout = Layout::nchw;
+    DType dtype = DType::f32; // of the values; f16 and bf16 are computed in float and rounded once; not f64
 };
-// y = relu(x * scale + shift + other), bits = !(y <= 0).
+// y = relu(x * scale + shift + other), bits = !(y <= 0) of the rounded y.
 void relu_bits_cpu(const ActivationArgs& args, int threads);
 // y = bit ? x + other : 0, and with a scale y = (bit ? x : 0) * scale + other.
 void gate_cpu(const ActivationArgs& args, int threads);

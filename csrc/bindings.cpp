@@ -92,16 +92,17 @@ ConvInputGradArgs conv_args(Address grad, Address weight, Address out, std::arra
 }
 
 ActivationArgs activation_args(Address x, Address other, Address scale, Address shift, Address y, Address bits,
-                               int64_t values, int64_t channels, int64_t spatial, int layout) {
+                               int64_t values, int64_t channels, int64_t spatial, int layout, int dtype) {
     ActivationArgs args;
-    args.x = pointer<const float>(x);
-    args.other = pointer<const float>(other);
+    args.x = pointer<const void>(x);
+    args.other = pointer<const void>(other);
     args.scale = pointer<const float>(scale);
     args.shift = pointer<const float>(shift);
-    args.y = pointer<float>(y);
+    args.y = pointer<void>(y);
     args.bits = pointer<uint8_t>(bits);
     args.values = values, args.channels = channels, args.spatial = spatial;
     args.layout = static_cast<Layout>(layout);
+    args.dtype = static_cast<DType>(dtype);
     return args;
 }
 

@@ -11,54 +11,69 @@ namespace {
 
 constexpr const char* kIsas[] = {"baseline", "avx2", "avx512"};
 
-// Memory of an exact size, at any address that a float may have, so that the sanitizers see a step over its end.
-struct Floats {
+constexpr DType kActivationDTypes[] = {DType::f32, DType::f16, DType::bf16};
+
+// Memory of an exact size, at any address that a value may have, so that the sanitizers see a step over its end.
+struct Values {
     Buffer memory;
+    DType dtype;
     int64_t n;
 
-    Floats(Random& random, int64_t count) : memory(static_cast<size_t>(count) * 4, 4 * random.below(4)), n(count) {
-        constexpr float special[] = {NAN, INFINITY, -INFINITY, 0.0f, -0.0f, 1e-45f, -1e-45f, 3e38f};
+    Values(Random& random, DType type, int64_t count)
+        : memory(static_cast<size_t>(count) * size_of(type), size_of(type) * static_cast<size_t>(random.below(4))),
+          dtype(type), n(count) {
+        // Some are subnormal in one of the formats, or too large for it.
+        constexpr double special[] = {NAN,    -NAN,  INFINITY, -INFINITY, 0.0,   -0.0, 1e-45, -1e-45,
+                                      -1e-40, 1e-40, 6e-8,     -6e-8,     65519, 7e4,  3e38,  -3.4e38};
         for (int64_t i = 0; i < n; ++i)
-            data()[i] = random.one_in(9) ? random.any(special) : static_cast<float>(random.uniform(-2, 2));
+            put(memory.data(), dtype, i, random.one_in(9) ? random.any(special) : random.uniform(-2, 2));
     }
-    float* data() const { return static_cast<float*>(memory.data()); }
-    float operator[](int64_t i) const { return data()[i]; }
+    float* floats() const { return static_cast<float*>(memory.data()); }
+    float operator[](int64_t i) const { return static_cast<float>(get(memory.data(), dtype, i)); }
 };
+
+// As the format stores it.
+float rounded(float v, DType dtype) {
+    return dtype == DType::f16 ? to_float(round_to<f16>(v)) : dtype == DType::bf16 ? to_float(round_to<bf16>(v)) : v;
+}
 
 bool same(float a, float b) { return (a != a && b != b) || bit_cast<uint32_t>(a) == bit_cast<uint32_t>(b); }
 
 struct ActivationCase {
     ActivationArgs args;
-    Floats x, other, scale, shift;
+    Values x, other, scale, shift;
     bool in_place;
     int kind; // 0: x, 1: x + other, 2: affine, 3: both
 
-    ActivationCase(Random& random, int64_t batch, int64_t channels, int64_t spatial)
-        : x(random, batch * channels * spatial), other(random, x.n), scale(random, channels), shift(random, channels),
-          in_place(random.one_in(2)), kind(random.below(4)) {
+    ActivationCase(Random& random, DType dtype, int64_t batch, int64_t channels, int64_t spatial)
+        : x(random, dtype, batch * channels * spatial), other(random, dtype, x.n), scale(random, DType::f32, channels),
+          shift(random, DType::f32, channels), in_place(random.one_in(2)), kind(random.below(4)) {
+        args.dtype = dtype;
         args.values = x.n, args.channels = channels, args.spatial = spatial;
         args.layout = random.any(kLayouts);
-        args.other = kind % 2 ? other.data() : nullptr;
-        args.scale = kind >= 2 ? scale.data() : nullptr;
+        args.other = kind % 2 ? other.memory.data() : nullptr;
+        args.scale = kind >= 2 ? scale.floats() : nullptr;
     }
     int64_t channel(int64_t i) const {
         return args.layout == Layout::nhwc ? i % args.channels : i / args.spatial % args.channels;
     }
     std::string name() const {
-        return "N=" + std::to_string(x.n) + " C=" + std::to_string(args.channels) + " kind=" + std::to_string(kind) +
+        return "dtype=" + std::to_string(static_cast<int>(args.dtype)) + " N=" + std::to_string(x.n) +
+               " C=" + std::to_string(args.channels) + " kind=" + std::to_string(kind) +
                (args.layout == Layout::nhwc ? " nhwc " : " nchw ");
     }
     // What is written, with y, or with the bits alone.
     template <class F> void check(const std::string& where, F run, const Buffer* given) const {
         ActivationArgs a = args;
         const Buffer y(x.memory);
-        a.x = in_place ? static_cast<const float*>(y.data()) : x.data();
-        a.y = static_cast<float*>(y.data());
+        a.x = in_place ? y.data() : x.memory.data();
+        a.y = y.data();
         const Buffer bits(given ? *given : Buffer(static_cast<size_t>((x.n + 7) / 8)));
         a.bits = static_cast<uint8_t*>(bits.data());
         run(a);
         for (int64_t i = 0; i < x.n; ++i) {
             float expected = x[i];
+            const float got = static_cast<float>(get(y.data(), args.dtype, i));
             const bool bit = a.bits[i / 8] >> i % 8 & 1;
             if (given) {
                 if (kind < 2) {
@@ -70,10 +85,10 @@ struct ActivationCase {
             } else {
                 expected = kind >= 2 ? expected * scale[channel(i)] + shift[channel(i)] : expected;
                 expected = kind % 2 ? expected + other[i] : expected;
-                expected = expected < 0 ? 0.0f : expected;
+                expected = rounded(expected < 0 ? 0.0f : expected, args.dtype);
                 CHECK_IN(where, bit == !(expected <= 0));
             }
-            CHECK_IN(where, same(a.y[i], expected));
+            CHECK_IN(where, same(got, rounded(expected, args.dtype)));
         }
         if (!given && x.n % 8) // nothing behind the last value
             CHECK_IN(where, a.bits[x.n / 8] >> x.n % 8 == 0);
@@ -86,9 +101,9 @@ void test_activations() {
     Random random(1);
     constexpr Sizes sizes[] = {{0, 3, 4}, {1, 1, 1},  {1, 1, 7},  {2, 4, 1},    {3, 5, 3},   {2, 3, 35},
                                {1, 8, 9}, {2, 64, 4}, {3, 2, 17}, {1, 1024, 1}, {3, 11, 97}, {1, 3, 1023}};
-    for (int trial = 0; trial < 240; ++trial) {
+    for (int trial = 0; trial < 720; ++trial) {
         const Sizes size = sizes[trial % 12];
-        ActivationCase one(random, size.batch, size.channels, size.spatial);
+        ActivationCase one(random, kActivationDTypes[trial / 12 % 3], size.batch, size.channels, size.spatial);
         Buffer bits(static_cast<size_t>((one.x.n + 7) / 8));
         for (size_t i = 0; i < bits.bytes(); ++i)
             static_cast<uint8_t*>(bits.data())[i] = static_cast<uint8_t>(random.word());
@@ -97,7 +112,7 @@ void test_activations() {
                 continue;
             one.args.shift = nullptr;
             one.check(one.name() + isa, [](const ActivationArgs& a) { gate_cpu(a, 1); }, &bits);
-            one.args.shift = one.args.scale ? one.shift.data() : nullptr;
+            one.args.shift = one.args.scale ? one.shift.floats() : nullptr;
             one.check(one.name() + isa, [](const ActivationArgs& a) { relu_bits_cpu(a, 1); }, nullptr);
         }
     }
@@ -107,13 +122,14 @@ void test_activations() {
 // Enough values for the work to be split; and bits without values.
 void test_threads_and_bits_alone() {
     Random random(2);
-    for (int trial = 0; trial < 12; ++trial) {
-        ActivationCase one(random, 5, 7, 2001);
-        one.args.shift = one.args.scale ? one.shift.data() : nullptr;
+    for (int trial = 0; trial < 24; ++trial) {
+        ActivationCase one(random, kActivationDTypes[trial % 3], 5, 7, 2001);
+        one.args.shift = one.args.scale ? one.shift.floats() : nullptr;
         for (int threads = 2; threads <= 4; ++threads)
             one.check(one.name(), [=](const ActivationArgs& a) { relu_bits_cpu(a, threads); }, nullptr);
         ActivationArgs a;
-        a.x = one.x.data();
+        a.x = one.x.memory.data();
+        a.dtype = one.args.dtype;
         a.values = one.x.n;
         const Buffer bits(static_cast<size_t>((one.x.n + 7) / 8));
         a.bits = static_cast<uint8_t*>(bits.data());

@@ -22,6 +22,7 @@ FORMATS = {
     "ndhwc": torch.channels_last_3d,
 }
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+CPP_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Bytes that are not whole, whole groups and chunks of the loops and of the kernels, one value, none.
 SIZES = [0, 1, 7, 8, 9, 15, 17, 31, 1023, 1024, 1025, 2100]
@@ -51,8 +52,8 @@ def impl(variant):
 
 @pytest.fixture(params=DTYPES, ids=str)
 def dtype(request, impl):
-    if impl == "cpp" and request.param != torch.float32:
-        pytest.skip("float32 alone")
+    if impl == "cpp" and request.param == torch.float64:
+        pytest.skip("not float64")
     return request.param
 
 
@@ -164,29 +165,51 @@ def test_is_batch_norm_and_relu(impl, device):
     torch.testing.assert_close(affine_gate_(grad, bits, scale, skip, impl=impl), expected)
 
 
-def test_nothing_gets_through_a_closed_gate(impl, device):
+def test_nothing_gets_through_a_closed_gate(impl, device, dtype):
     bits = torch.zeros(3, dtype=torch.uint8, device=device)
+    zero = torch.zeros(20, dtype=dtype, device=device)
     for value in (torch.nan, torch.inf, -1.0):
-        grad, other = torch.full((2, 20), value, device=device).unbind()
-        assert agree(gate_(grad, bits, impl=impl), torch.zeros(20, device=device))
+        grad, other = torch.full((2, 20), value, dtype=dtype, device=device).unbind()
+        assert agree(gate_(grad, bits, impl=impl), zero)
         grad.fill_(value)
-        assert agree(gate_(grad, bits, other, impl=impl), torch.zeros(20, device=device))
+        assert agree(gate_(grad, bits, other, impl=impl), zero)
 
 
-def test_one_tensor_may_be_both(impl, device):
-    x = values(50, device=device)
-    y = x.clone()
-    add_relu_bits_(y, y, impl=impl)
-    assert agree(y, torch.relu(x + x))
+def test_what_rounds_to_zero_is_zero(impl, device, dtype):
+    """The bits are those of the rounded y, and what is negative before it is rounded is not -0.0."""
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    x = torch.full((1, 40), smallest, dtype=dtype, device=device)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for sign in (1, -1):
+        scale = torch.full((40,), sign * 0.25, dtype=wide, device=device)
+        y, bits = affine_relu_bits(x, scale, torch.zeros_like(scale), impl=impl)
+        assert agree(y, torch.relu(x * scale + 0.0).to(dtype))
+        assert bits.tolist() == packed(~(y <= 0))
+    if wide != dtype:
+        assert (y == 0).all() and not bits.any()
+
+
+def test_one_tensor_may_be_both(impl, device, dtype):
+    for size in (50, 1100):
+        x, bits = values(size, dtype, device), torch.full(((size + 7) // 8,), 0xA5)
+        bits = bits.to(device, torch.uint8)
+        y, grad = x.clone(), x.clone()
+        add_relu_bits_(y, y, impl=impl)
+        assert agree(y, torch.relu(x + x))
+        gate_(grad, bits, grad, impl=impl)
+        assert agree(grad, gate_(x.clone(), bits, x, impl="reference"))
+        grad, scale = x.clone().view(-1, 5), numbers(5, dtype, device, 1)
+        expected = affine_gate_(grad.clone(), bits, scale, grad, impl="reference")
+        assert agree(affine_gate_(grad, bits, scale, grad, impl=impl), expected)
 
 
 @pytest.mark.parametrize("first", [1, 2, 4])
-def test_views_and_their_surroundings(impl, device, first):
+def test_views_and_their_surroundings(impl, device, dtype, first):
     """Memory that is not aligned; nothing beside it is written."""
     for size in (3, 8, 61, 1300):
-        memory = torch.full((size + first + 5,), 77.0, device=device)
-        memory[first : first + size] = values(size, device=device)
-        y, other = memory[first : first + size], values(size + 1, device=device, seed=1)[1:]
+        memory = torch.full((size + first + 5,), 77.0, dtype=dtype, device=device)
+        memory[first : first + size] = values(size, dtype, device)
+        y, other = memory[first : first + size], values(size + 1, dtype, device, seed=1)[1:]
         expected = torch.relu(y + other)
         bits = add_relu_bits_(y, other, impl=impl)
         assert agree(y, expected)
@@ -225,11 +248,12 @@ def test_strides_of_single_positions_do_not_matter(impl, device):
     height=st.integers(1, 20),
     width=st.integers(1, 20),
     layout=st.sampled_from(["nchw", "nhwc"]),
+    dtype=st.sampled_from(CPP_DTYPES),
     seed=st.integers(0, 9),
 )
-def test_cpp_equals_the_definition(batch, channels, height, width, layout, seed):
+def test_cpp_equals_the_definition(batch, channels, height, width, layout, dtype, seed):
     shape = (batch, channels, height, width)
-    x, other = (values(shape, layout=layout, seed=seed + i) for i in (0, 1))
+    x, other = (values(shape, dtype, layout=layout, seed=seed + i) for i in (0, 1))
     scale, shift = (numbers(channels, x.dtype, "cpu", seed + i) for i in (2, 3))
     results = []
     for impl in ("reference", "cpp"):
@@ -243,11 +267,42 @@ def test_cpp_equals_the_definition(batch, channels, height, width, layout, seed)
         assert torch.equal(a, b) if a.dtype == torch.uint8 else agree(a, b)
 
 
+EVERY_PATTERN = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+
+
 @needs_core
-def test_same_bits_for_any_threads_and_instruction_set():
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_16_bit_number(dtype, isa):
+    """ReLU, gate and products of each one, with rounding both ways, on each instruction set."""
+    core = _backend.native()
+    x = EVERY_PATTERN.view(dtype)
+    other = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
+    scale, shift = torch.tensor([1 / 3, -1.0, 1e-6, 257.0]), torch.tensor([0.0, 2e-8, 0.0, -1e-40])
+    if not core.set_cpu_isa(isa):
+        pytest.skip("this machine lacks it")
+    results = []
+    try:
+        for impl in ("reference", "cpp"):
+            y, total = x.clone(), x.clone()
+            bits = relu_bits_(y, impl=impl)
+            sum_bits = add_relu_bits_(total, other, impl=impl)
+            gated = gate_(x.clone(), sum_bits, impl=impl)
+            z, z_bits = affine_relu_bits(x.view(-1, 4, 8), scale, shift, impl=impl)
+            back = affine_gate_(x.clone().view(-1, 4, 8), bits, scale, impl=impl)
+            results.append((y, total, gated, z, back, bits, sum_bits, z_bits))
+    finally:
+        core.set_cpu_isa("")
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b) if a.dtype == torch.uint8 else agree(a, b)
+
+
+@needs_core
+@pytest.mark.parametrize("dtype", CPP_DTYPES, ids=str)
+def test_same_bits_for_any_threads_and_instruction_set(dtype):
     core, threads = _backend.native(), torch.get_num_threads()
     shape = (5, 12, 40, 41)  # enough for several threads, and no multiple of anything
-    x, other = values(shape), values(shape, seed=1)
+    x, other = values(shape, dtype), values(shape, dtype, seed=1)
     scale, shift = (numbers(12, x.dtype, "cpu", seed) for seed in (2, 3))
 
     def run():
@@ -344,7 +399,7 @@ def test_auto_finds_an_implementation_for_every_dtype():
         expected = torch.relu(y)
         relu_bits_(y)
         assert agree(y, expected)
-    with pytest.raises(RuntimeError, match=r"float32 tensors|no native core"):
+    with pytest.raises(RuntimeError, match=r"bfloat16 and float16 tensors|no native core"):
         relu_bits_(torch.ones(3, dtype=torch.float64), impl="cpp")
     with pytest.raises(RuntimeError, match="it is not made for this op"):
         gate_(torch.ones(3), torch.ones(1, dtype=torch.uint8), impl="cuda")

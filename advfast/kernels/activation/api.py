@@ -106,7 +106,7 @@ def relu_bits_(y: Tensor, *, impl: str = "auto") -> Tensor:
 
     Args:
         y: a dense float tensor.
-        impl: "auto", "reference", "cpp" (CPU, float32) or "triton" (CUDA).
+        impl: "auto", "reference", "cpp" (CPU; not float64) or "triton" (CUDA).
 
     Returns:
         bits of the new y.

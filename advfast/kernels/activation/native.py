@@ -9,6 +9,8 @@ from torch import Tensor
 
 from advfast import _backend
 
+_DTYPES = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 3}
+
 
 def _core() -> Any:
     core = _backend.native()
@@ -32,16 +34,18 @@ def _bits(x: Tensor) -> Tensor:
 def positive_bits(y: Tensor) -> Tensor:
     bits = _bits(y)
     _core().relu_bits_cpu(
-        torch.get_num_threads(), y.data_ptr(), 0, 0, 0, 0, bits.data_ptr(), y.numel(), 1, 1, 0
-    )
+        torch.get_num_threads(), y.data_ptr(), 0, 0, 0, 0, bits.data_ptr(), y.numel(), 1, 1, 0,
+        _DTYPES[y.dtype],
+    )  # fmt: skip
     return bits
 
 
 def relu_bits_(y: Tensor, other: Tensor | None) -> Tensor:
     bits, at = _bits(y), y.data_ptr()
     _core().relu_bits_cpu(
-        torch.get_num_threads(), at, _address(other), 0, 0, at, bits.data_ptr(), y.numel(), 1, 1, 0
-    )
+        torch.get_num_threads(), at, _address(other), 0, 0, at, bits.data_ptr(), y.numel(), 1, 1, 0,
+        _DTYPES[y.dtype],
+    )  # fmt: skip
     return bits
 
 
@@ -49,7 +53,7 @@ def affine_relu_bits(x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, T
     y, bits = torch.empty_like(x), _bits(x)
     _core().relu_bits_cpu(
         torch.get_num_threads(), x.data_ptr(), 0, scale.data_ptr(), shift.data_ptr(), y.data_ptr(),
-        bits.data_ptr(), x.numel(), *_channels(x),
+        bits.data_ptr(), x.numel(), *_channels(x), _DTYPES[x.dtype],
     )  # fmt: skip
     return y, bits
 
@@ -59,5 +63,5 @@ def gate_(grad: Tensor, bits: Tensor, scale: Tensor | None, other: Tensor | None
     channels = (1, 1, 0) if scale is None else _channels(grad)
     _core().gate_cpu(
         torch.get_num_threads(), at, _address(other), _address(scale), 0, at, bits.data_ptr(),
-        grad.numel(), *channels,
+        grad.numel(), *channels, _DTYPES[grad.dtype],
     )  # fmt: skip

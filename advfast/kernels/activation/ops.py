@@ -35,7 +35,9 @@ def _module(name: str) -> ModuleType:
 
 
 def _implementation(op: str, impl: str, x: Tensor) -> ModuleType:
-    return _module(_backend.resolve_impl(op, impl, x.device, float32=x.dtype == torch.float32))
+    float32, float64 = x.dtype == torch.float32, x.dtype == torch.float64
+    name = _backend.resolve_impl(op, impl, x.device, float32=float32, float64=float64)
+    return _module(name)
 
 
 def _reject_overlap(op: str, name: str, written: Tensor, other: Tensor) -> None:
