@@ -87,16 +87,17 @@ def _alone(
         return (lambda: nn.functional.linear(x, weight, bias)), (lambda: gradient @ weight)
     weight = weight.contiguous(memory_format=layout)
     assert isinstance(module.padding, tuple)
-    settings = [list(v) for v in (module.stride, module.padding, module.dilation)]
+    stride, padding, dilation = (list(v) for v in (module.stride, module.padding, module.dilation))
     groups = module.groups
 
     def forward() -> Tensor:
-        return torch.conv2d(x, weight, bias, *settings, groups)
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     def backward() -> Tensor:
         found, _, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, *settings, False, [0, 0], groups, [True, False, False]
-        )
+            gradient, x, weight, None, stride, padding, dilation, False, [0, 0], groups,
+            [True, False, False],
+        )  # fmt: skip
         return found
 
     return forward, backward

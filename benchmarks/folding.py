@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import networks
@@ -83,23 +84,19 @@ def published() -> Iterator[Entry]:
         chosen = max(names, key=lambda name: "mean" in models.PUBLISHED[name][1])
         side = 64 if title.startswith("resnet50") else 32
         shape = (1, 28, 28) if title.startswith("small-cnn") else (3, side, side)
-        yield Entry(
-            title, "published", lambda chosen=chosen: models.make_published(chosen), shape,
-            "; ".join(names),
-        )  # fmt: skip
+        make = partial(models.make_published, chosen)
+        yield Entry(title, "published", make, shape, "; ".join(names))
 
 
 def entries() -> Iterator[Entry]:
     for name, (channels, side) in OWN.items():
-        make = lambda name=name, channels=channels, side=side: networks.make(  # noqa: E731
-            name, channels, side=side
-        )
+        make = partial(networks.make, name, channels, side=side)
         yield Entry(name, "benchmarks", make, (channels, side, side))
     for name in models.MODELS:
         shape = (1, 28, 28) if name == "small-cnn" else (3, 32, 32)
         shape = (3, 64, 64) if name == "resnet50" else shape
         if name != "wide-resnet":  # wrn-* are its forms
-            yield Entry(name, "advfast", lambda name=name: models.make(name), shape)
+            yield Entry(name, "advfast", partial(models.make, name), shape)
     yield from published()
     for library, names in LIBRARIES.items():
         if importlib.util.find_spec(library) is None:
@@ -107,8 +104,7 @@ def entries() -> Iterator[Entry]:
             continue
         source = f"{library} {package_version(library)}"
         for name in names:
-            make = lambda of=f"{library}:{name}": models.make(of)  # noqa: E731
-            yield Entry(name, source, make, (3, 224, 224))
+            yield Entry(name, source, partial(models.make, f"{library}:{name}"), (3, 224, 224))
 
 
 def examine(entry: Entry) -> dict[str, object]:

@@ -30,24 +30,25 @@ def saved_bytes(model: nn.Module, call: Callable[[], object]) -> int:
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-def peak_bytes(call: Callable[[], object], device: str, rounds: int = 3) -> int | None:
-    """Memory that the call takes above what was in use before it, the median of a few calls.
-
-    On the CPU it is resident memory: all that torch, its libraries and Python touch. None where the system cannot say.
-    """
-    once = _device_peak if device == "cuda" else _host_peak
-    found = [once(call) for _ in range(rounds)]
-    known = [peak for peak in found if peak is not None]
-    return int(statistics.median(known)) if known else None
-
-
-def _device_peak(call: Callable[[], object]) -> int:
+def device_peak(call: Callable[[], object]) -> int:
+    """Memory of the GPU that the call takes above what was allocated before it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def host_peak(prepare: Callable[[], Callable[[], object]], rounds: int = 3) -> int | None:
+    """Resident memory that a call takes above what was in use before it: all that torch, its libraries and Python
+    touch, the median of a few calls. None where the system cannot say.
+
+    prepare: makes the call of one round; what it takes is not counted.
+    """
+    found = [_host_peak(prepare()) for _ in range(rounds)]
+    known = [peak for peak in found if peak is not None]
+    return int(statistics.median(known)) if known else None
 
 
 def _host_peak(call: Callable[[], object]) -> int | None:

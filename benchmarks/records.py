@@ -58,6 +58,7 @@ class Row:
     us_over_network: float | None = None  # attack, tiny network: (ms_p50 - "network"'s) a step
     memory_bytes: int | None = None  # attack: what autograd keeps, see results/README.md
     peak_bytes: int | None = None  # attack: most memory above that before the call
+    first_peak_bytes: int | None = None  # the same of the first call on a new copy of the network
     graph_launches: int | None = None  # attack on a GPU, by the host in one call
     kernel_launches: int | None = None  # the same, outside of graphs
     other_ms: float | None = None  # attack: time of the GPU outside convolutions and matmuls
@@ -199,6 +200,7 @@ _SHOWN = {
     "ratio_to_inplace": "x in place", "ratio_to_torchattacks": "x torchattacks",
     "ratio_to_floor": "of floor", "percent_of_matmul": "% of matmul", "first_ms": "first ms",
     "us_over_network": "us/step over network", "memory_bytes": "kept", "peak_bytes": "peak",
+    "first_peak_bytes": "first peak",
     "graph_launches": "graphs", "kernel_launches": "launches", "other_ms": "other ms",
     "equal_share": "equal", "status": "status",
 }  # fmt: skip
@@ -211,7 +213,7 @@ def _cell(name: str, value: object) -> str:
         return f"{value:.1f}"
     if name.startswith("ratio"):
         return f"{value:.2f}"
-    if name in ("memory_bytes", "peak_bytes"):
+    if name.endswith("_bytes"):
         return f"{int(str(value)) / 2**20:.1f} MiB"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

@@ -331,3 +331,11 @@ def test_an_entry_that_is_not_finite_spoils_one_step_of_the_velocity():
     assert momentum(spoilt, None).isfinite().sum() == 7
     second = momentum(ones, None)
     assert second[0, 1] == 1.0 and (second[1] == 1.5).all()
+
+
+def test_runs_of_a_model_that_draws_are_judged_by_as_many_passes():
+    model, (images, labels) = Noisy(0.05), batch(8)
+    judged = []
+    model.register_forward_hook(lambda *_: judged.append(not torch.is_grad_enabled()))
+    PGDAttack(model, EPS, ALPHA, 2, restarts=3, eot=4, fold=False)(images, labels)
+    assert (sum(judged), len(judged)) == (3 * 4, 3 * (2 + 1) * 4)

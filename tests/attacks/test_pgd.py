@@ -308,9 +308,10 @@ def test_repr_shows_the_settings():
     assert "PGDAttack(model=Sequential, eps=0.1" in text and "norm='l2'" in text
 
 
+@pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_sixteen_bit_precision_is_not_falsely_robust(precision, loss):
+def test_sixteen_bit_precision_is_not_falsely_robust(precision, loss, fold):
     """Confident samples: the gradient of their cross-entropy, e^-20 to e^-80, is 0 in float16 unless rescaled."""
     model, (images, _) = cnn(dropout=0.0), batch(128)
     with torch.no_grad():
@@ -321,7 +322,8 @@ def test_sixteen_bit_precision_is_not_falsely_robust(precision, loss):
         images, labels = images[chosen], top.indices[chosen, 0]
         model[-1].weight.mul_(40 / middle)
         model[-1].bias.mul_(40 / middle)
-    settings = {"eps": 0.012, "alpha": 0.002, "steps": 5, "random_start": False, "loss": loss}
+    settings = {"eps": 0.012, "alpha": 0.002, "steps": 5, "random_start": False}
+    settings |= {"loss": loss, "fold": fold}
     moved, accuracy = {}, {}
     for name in ("fp32", precision):
         adversarial = PGDAttack(model, precision=name, **settings)(images, labels)

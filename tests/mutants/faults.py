@@ -39,10 +39,12 @@ PROGRAM = "advfast/attacks/network/program.py"
 LOWER = "advfast/attacks/network/lower.py"
 STEPS = "advfast/attacks/network/steps.py"
 CONVOLUTION = "advfast/attacks/network/convolution.py"
+KEPT = "advfast/attacks/network/kept.py"
 SEGMENT = "advfast/attacks/network/segment.py"
 PASS = "advfast/attacks/network/run.py"
 FINGERPRINT = "advfast/attacks/network/fingerprint.py"
 ACTIVATION = "csrc/cpu/activation.cpp"
+LANES = "csrc/cpu/lanes.h"
 ACTIVATION_REFERENCE = "advfast/kernels/activation/reference.py"
 ACTIVATION_TRITON = "advfast/kernels/activation/triton.py"
 HASH = "csrc/cpu/hash.cpp"
@@ -194,9 +196,9 @@ FAULTS = [
     fault("attack", "given start not projected", CALL, "project_(start, x0, eps=eps, norm=plan.norm, bounds=plan.bounds, impl=plan.impl)", "pass"),
     fault("attack", "pieces share their starts", CALL, 'if "sample_ids" not in inputs:', "if False:"),
     fault("attack", "only the first piece counted", CALL, "torch.stack(counts).sum(0)", "counts[0]"),
-    fault("attack", "batch_size ignored", CALL, "self._limit = a.batch_size", "self._limit = None"),
     fault("attack", "max_bytes too generous", SPLIT, "return max(1, kept[1] - kept[0] + 2 * largest", "return max(1, (kept[1] - kept[0]) // 16"),
     # --- what an attack can be asked for
+    fault("options", "batch_size ignored", CALL, "self._limit = a.batch_size", "self._limit = None"),
     fault("options", "early stop moves on", ENGINE, "self._move(gradient, active)", "self._move(gradient, None)"),
     fault("options", "success not kept", FINISHED, "        torch.where(newly, x, self._kept, out=self._kept)\n        return", "        return"),
     fault("options", "a later success wins", FINISHED, "newly = over(success, x) & self._alive", "newly = over(success, x)"),
@@ -252,7 +254,7 @@ FAULTS = [
     fault("network", "constants of the first call kept", PROGRAM, "constants = constants_of(self._graph, model)", 'constants = self.__dict__.setdefault("constants", constants_of(self._graph, model))'),
     fault("network", "BN folded though its input is read again", LOWER, 'producer.kind in ("conv", "linear")\n            and not producer.relu\n            and self._alone(producer.node)', 'producer.kind in ("conv", "linear")\n            and not producer.relu'),
     fault("network", "ReLU joined though its input is read again", LOWER, '("conv", "linear", "norm", "add")\n            and not producer.relu\n            and self._alone(producer.node)', '("conv", "linear", "norm", "add")\n            and not producer.relu'),
-    fault("network", "sum joined to the earlier convolution", LOWER, "max(candidates, key=order.__getitem__)", "min(candidates, key=order.__getitem__)"),
+    fault("network", "sum taken before its other part is there", LOWER, "self.layers[at] = producer\n        self.layers.remove(producer)", "del self.layers[at]"),
     # --- gradients and memory
     fault("network", "ReLU without gate", STEPS, 'gate_op(total, bits, None if other is None else like(other, strides, dtype), "auto")', "total.add_(0 if other is None else other)"),
     fault("network", "other part of a fork lost", STEPS, 'gate_op(total, bits, None if other is None else like(other, strides, dtype), "auto")', 'gate_op(total, bits, None, "auto")'),
@@ -285,6 +287,9 @@ FAULTS = [
     fault("network", "globals not in the fingerprint", FINGERPRINT, "parts.extend(_surroundings(method, seen))", "pass"),
     fault("network", "hooks not looked for", NETWORK, "if has_hooks(model):", "if False:"),
     fault("network", "a forward that changes the model", NETWORK, "if fingerprint(model) != mark:", "if False:"),
+    fault("network", "kept weights not compared", KEPT, "torch.equal(kept.digest, digest)", "True"),
+    fault("network", "versions of the weights not looked at", KEPT, " and kept.marks == marks", ""),
+    fault("network", "weights kept of another precision", KEPT, "kept.kind == kind and ", ""),
     # --- captured attacks, on a stand-in for CUDA
     fault("capture", "stale inputs", CAPTURED, "static.copy_(value, non_blocking=True)", "pass"),
     fault("capture", "eps and alpha of the capture", CAPTURED, "static.fill_(value)", "pass"),
@@ -296,15 +301,19 @@ FAULTS = [
     fault("capture", "numbers of a loss not in the key", KEY, "return _Same(value.__code__), *(_shallow(part) for part in _seen_by(value))", "return (_Same(value.__code__),)"),
     fault("capture", "captured at the first call", CAPTURE, 'if first and attack.capture == "auto":', "if False:"),
     fault("capture", "failures forgotten", CAPTURE, "known.note(key, str(error))", "pass"),
+    fault("capture", "kept weights in a graph", CRAFT, "keep=not plan.capturing", "keep=True"),
     fault("capture", "rehearsals move statistics", CAPTURE, "preserved=buffers", "preserved=()"),
     fault("capture", "newest graph dropped", CAPTURED, "self._graphs.popitem(last=False)[1].release()", "self._graphs.popitem()[1].release()"),
     # --- ReLU with bits, hash
-    fault("activation", "NaN closes the gate", ACTIVATION, "_CMP_NLE_UQ", "_CMP_GT_OQ", 2),
+    fault("activation", "NaN closes the gate", LANES, "_CMP_NLE_UQ", "_CMP_GT_OQ", 2),
+    fault("activation", "16 bits: a NaN with a sign closes it", LANES, "minus_infinity(bf16) { return -128; }", "minus_infinity(bf16) { return -1; }"),
     fault("activation", "sum forgotten", ACTIVATION, "    if (OTHER)\n        v = v + load(p.other + i);\n    store_mask", "    store_mask"),
-    fault("activation", "affine backward without gate", ACTIVATION, "v = keep(v, mask) * load(p.scale + i);", "v = v * load(p.scale + i);"),
+    fault("activation", "affine backward without gate", ACTIVATION, "if (AFFINE) {\n        v = keep(v, mask) * load", "if (AFFINE) {\n        v = v * load"),
+    fault("activation", "16 bits: affine backward without gate", ACTIVATION, "if (AFFINE)\n            v = keep(v, mask) * load", "if (AFFINE)\n            v = v * load"),
     fault("activation", "sum behind the gate", ACTIVATION, "            v = v + load(p.other + i);\n        v = keep(v, mask);", "            v = keep(v, mask) + load(p.other + i);\n        else\n            v = keep(v, mask);"),
     fault("activation", "every chunk begins at channel 0", ACTIVATION, "int64_t at = start % run, channel = start / run % args.channels;", "int64_t at = 0, channel = 0;\n    (void)start;"),
-    fault("activation", "last byte of bits lost", ACTIVATION, "bytes = (left + 7) / 8;", "bytes = left / 8;"),
+    fault("activation", "last byte of bits lost", ACTIVATION, "left = p.n - start, bytes = (left + 7) / 8;", "left = p.n - start, bytes = left / 8;"),
+    fault("activation", "16 bits: last byte of bits lost", ACTIVATION, "left = n - i, bytes = (left + 7) / 8;", "left = n - i, bytes = left / 8;"),
     fault("activation", "reference: NaN closes the gate", ACTIVATION_REFERENCE, "passes = ~(_flat(y) <= 0)", "passes = _flat(y) > 0"),
     fault("activation", "reference: sum behind the gate", ACTIVATION_REFERENCE, "grad.copy_(torch.where(mask, total, 0.0))", "grad.copy_(torch.where(mask, grad, 0.0) + (0 if other is None else other))"),
     fault("activation-triton", "NaN closes the gate", ACTIVATION_TRITON, "passes = ((_widen(v) <= 0) == 0) & good", "passes = (_widen(v) > 0) & good"),

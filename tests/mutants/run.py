@@ -3,7 +3,7 @@
 python tests/mutants/run.py [--only REGEX] [--out FILE.csv] [--list]
 
 The copy is built (C++ faults), the unchanged copy must pass, and each fault must make a test fail. Exits with 1 if a
-fault survives. All of them take about an hour on 2 cores; CI runs a handful.
+fault survives. All of them take an hour and a half on 2 cores; CI runs a handful.
 """
 
 from __future__ import annotations

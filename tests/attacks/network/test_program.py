@@ -372,10 +372,10 @@ def test_constants_are_computed_from_the_live_weights():
 class AroundTheImage(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.conv, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x) + x
+        return self.last(self.conv(x)) + x
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
