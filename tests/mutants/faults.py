@@ -280,7 +280,9 @@ FAULTS = [
     fault("network", "in-place operation on what is read again", SEGMENT, "value.clone() if self._writes(node) else value", "value"),
     # --- whether the program is still the model
     fault("network", "no trial", NETWORK, "if not _try(", "if False and not _try("),
-    fault("network", "a trial that never fails", NETWORK, "if not difference <= _TOLERANCE[dtype] * theirs.norm():", "if False:"),
+    fault("network", "a trial that never fails", NETWORK, "if not (enough and edge.all()):", "if False:"),
+    fault("network", "rounding at an edge refuses a model", NETWORK, "2 * near.sum() >= len(near)", "near.all()"),
+    fault("network", "denormal gradients not lifted", PLAIN, "torch.where(largest < _SMALL, 1 / _SMALL, 1.0)", "torch.ones_like(largest)"),
     fault("network", "failed trial forgotten", NETWORK, "    except Unfit as error:\n        engine.give_up(str(error))\n", "    except Unfit:\n"),
     fault("network", "fingerprint not compared", NETWORK, "known is not None and known[0] == mark", "known is not None"),
     fault("network", "attributes not in the fingerprint", FINGERPRINT, "hooks, tuple(own), tuple(tensors))", "hooks, tuple(tensors))"),

@@ -24,6 +24,8 @@ _SAMPLES = 4
 """Of the batch that a program is tried on."""
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
 """How far program and model may differ there: rounding is far below, a wrong layer far above."""
+_EDGE = 100
+"""Times that, a few samples."""
 
 
 class Network(Protocol):
@@ -198,11 +200,15 @@ def _try(
         except Exception as error:  # of whatever the user's layers do with what they are given
             raise Unfit(f"a trial failed: {type(error).__name__}: {error}") from error
     for name, ours, theirs in zip(("logits", "gradients"), found, expected, strict=True):
-        ours, theirs = ours.double(), theirs.double()
-        difference = (ours - theirs).norm()
+        ours, theirs = ours.flatten(1).double(), theirs.flatten(1).double()
         if not theirs.isfinite().all():
             return False
-        if not difference <= _TOLERANCE[dtype] * theirs.norm():  # NaN is no agreement
+        away, size = (ours - theirs).norm(dim=1), theirs.norm(dim=1)
+        near = away <= _TOLERANCE[dtype] * size
+        # Where a unit lies on the edge of its ReLU, rounding decides on a sample's gradient, in the model itself too.
+        edge = away <= min(0.5, _EDGE * _TOLERANCE[dtype]) * size
+        enough = near.all() if name == "logits" else 2 * near.sum() >= len(near)
+        if not (enough and edge.all()):  # NaN is neither
             raise Unfit(
                 f"its {name} on a trial differ: it is random, or does what a graph does not show"
             )

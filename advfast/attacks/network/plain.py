@@ -12,6 +12,7 @@ from advfast.attacks import checks
 from advfast.attacks.first_layer import fast_first_layer
 
 _SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+_SMALL = 2.0**-64
 
 
 def rescaled(gradient: Tensor) -> Tensor:
@@ -21,6 +22,9 @@ def rescaled(gradient: Tensor) -> Tensor:
     robust. Directions do not change.
     """
     largest = gradient.abs().amax(1, keepdim=True)
+    # Twice, for a denormal number: its inverse is none.
+    lift = torch.where(largest < _SMALL, 1 / _SMALL, 1.0)
+    gradient, largest = gradient * lift, largest * lift
     return gradient * torch.exp2(-torch.floor(torch.log2(torch.where(largest > 0, largest, 1.0))))
 
 

@@ -146,6 +146,21 @@ class Squeeze(nn.Module):
         return x * torch.sigmoid(self.up(self.down(self.pool(x)).relu()))
 
 
+class ConvNeXtBlock(nn.Module):
+    """A depthwise convolution, then LayerNorm and an MLP over the channels as the last axis, a factor a channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.up, self.down = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.gamma = nn.Parameter(torch.full((channels,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        return x + (self.gamma * self.down(F.gelu(self.up(y)))).permute(0, 3, 1, 2)
+
+
 class Functional(nn.Module):
     """torch.nn.functional with the module's own tensors, a normalisation and a factor that broadcasts."""
 
@@ -232,6 +247,7 @@ def bodies() -> dict[str, nn.Module]:
         "shared": Shared(),
         "dense": Dense(),
         "squeeze": Squeeze(),
+        "convnext": nn.Sequential(nn.Conv2d(3, 8, 2, stride=2), ConvNeXtBlock(8), ConvNeXtBlock(8)),
         "functional": Functional(),
         "standardised": Standardised(3, 8, 3, padding=1),
         "branching": Branching(),

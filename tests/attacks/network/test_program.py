@@ -417,3 +417,24 @@ def test_a_failed_trial_is_remembered():
     model = settle(Head(bodies()["overwritten-view"], 8), SHAPE)
     network(model, torch.rand(SHAPE))
     assert engine_of(model).program is None and "trial" in str(engine_of(model))
+
+
+def test_gradients_of_samples_beyond_confidence():
+    """Down to denormal numbers each row is brought to about 1, exactly."""
+    from advfast.attacks.network.plain import rescaled
+
+    rows = torch.tensor([[3.0, -1.0], [1e-30, 1e-31], [1e-44, -1e-44], [0.0, 0.0], [2e38, 1e30]])
+    scaled = rescaled(rows)
+    assert scaled.isfinite().all()
+    largest = scaled.abs().amax(1)
+    assert ((largest >= 1) & (largest < 2))[[0, 1, 2, 4]].all() and largest[3] == 0
+    ratio = (scaled[:2, 1] / scaled[:2, 0]).double()
+    assert torch.equal(ratio.float(), rows[:2, 1] / rows[:2, 0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_deep_network_whose_units_lie_on_edges(seed):
+    """In float32 a gradient of one sample in many is decided by rounding; that is no reason to refuse the model."""
+    torch.manual_seed(seed)
+    model = models.make("wide-resnet", depth=28, width=2).eval()
+    assert isinstance(network(model, torch.rand(4, 3, 32, 32)), ProgramNetwork)
