@@ -91,6 +91,8 @@ def engine_of(model: object) -> Engine:
         engine.program = Program(model)
         if fingerprint(model) != mark:
             raise NotTraced("its forward changes its own attributes")
+        if not engine.program.pays():
+            raise NotTraced("most of its layers would run by autograd all the same")
     except NotTraced as error:
         engine.give_up(str(error))
     _engines[model] = (mark, engine)

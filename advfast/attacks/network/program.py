@@ -114,6 +114,11 @@ class Program:
             states = [step.prepare(weights) for step in self.steps]
         return Opened(self, states, constants, dtype, nhwc, autocast)
 
+    def pays(self) -> bool:
+        """Whether it is faster than the model as it is: not where most work is in stretches by autograd (a ViT)."""
+        stretches = sum(isinstance(step, SegmentStep) for step in self.steps)
+        return sum(isinstance(step, ConvStep | NormStep) for step in self.steps) >= stretches
+
     def summary(self) -> str:
         """For people: what has become of the layers."""
         own = sum(not isinstance(step, SegmentStep) for step in self.steps)

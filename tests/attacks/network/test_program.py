@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advfast import models
 from advfast.attacks.network import PlainNetwork, open_network
 from advfast.attacks.network.network import _engines, engine_of
-from advfast.attacks.network.program import ProgramNetwork
+from advfast.attacks.network.program import Program, ProgramNetwork
 
 from .models import Branching, Counting, Head, Noisy, Residual, bodies, conv_bn, settle
 
@@ -29,6 +29,12 @@ CHANNELS = {
 NOT_TRACED = ("overwritten", "branching", "counting", "bn-batch")
 TRIAL_FAILS = ("overwritten-view",)
 SHAPE = (5, 3, 9, 10)
+
+
+@pytest.fixture(autouse=True)
+def every_program(monkeypatch):
+    """Also those that are right and would not be faster."""
+    monkeypatch.setattr(Program, "pays", lambda self: True)
 
 
 def as_is(output: object) -> Tensor:
@@ -438,3 +444,12 @@ def test_a_deep_network_whose_units_lie_on_edges(seed):
     torch.manual_seed(seed)
     model = models.make("wide-resnet", depth=28, width=2).eval()
     assert isinstance(network(model, torch.rand(4, 3, 32, 32)), ProgramNetwork)
+
+
+def test_a_program_must_pay(monkeypatch):
+    monkeypatch.undo()
+    vit = models.make("vit-tiny", in_shape=(3, 16, 16)).eval()
+    assert isinstance(network(vit, torch.rand(2, 3, 16, 16)), PlainNetwork)
+    assert "by autograd all the same" in str(engine_of(vit))
+    silu = models.make("preact-resnet18", width=4, **GOWAL).eval()
+    assert isinstance(network(silu, torch.rand(2, 3, 32, 32)), ProgramNetwork)
