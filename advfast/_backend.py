@@ -24,20 +24,25 @@ _ACTIVATIONS = (
     "affine_relu_bits",
     "affine_gate_",
 )
-OPS = ("pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash")
+_NTK = ("ntk_rows", "ntk_patch_gram", "ntk_gram_", "ntk_chain_", "ntk_hadamard_")
+OPS = (
+    "pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash", *_NTK,
+)  # fmt: skip
 
 NOT_MADE = "it is not made for this op"
 
 _NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")}
-_NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash"), ("cuda",))
+_NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash", "ntk_rows"), ("cuda",))
+_NOT_MADE |= {"ntk_gram_": ("cpp", "cuda", "triton")}
 """Implementations that an op does not have: on a GPU the library behind torch is hard to beat in a convolution, and
-Triton is enough for what is one pass over memory."""
+Triton is enough for what is one pass over memory. A plain matrix product is the library's everywhere."""
 
 _FLOAT32: dict[str, tuple[str, ...]] = {
     "pgd_step_": ("cuda", "triton"),
     "project_": ("cuda", "triton"),
 }
 _FLOAT32 |= {"random_start": ("cuda", "triton"), "conv2d_input_grad": ("cpp",), "row_hash": ()}
+_FLOAT32 |= dict.fromkeys(_NTK, ("cpp", "cuda", "triton"))
 """Implementations that take float32 alone."""
 
 _NOT_FLOAT64: dict[str, tuple[str, ...]] = dict.fromkeys(_ACTIVATIONS, ("cpp",))

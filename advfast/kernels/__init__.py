@@ -8,6 +8,11 @@ from .activation import positive_bits as positive_bits
 from .activation import relu_bits_ as relu_bits_
 from .conv import conv2d_input_grad as conv2d_input_grad
 from .hash import row_hash as row_hash
+from .ntk import ntk_chain_ as ntk_chain_
+from .ntk import ntk_gram_ as ntk_gram_
+from .ntk import ntk_hadamard_ as ntk_hadamard_
+from .ntk import ntk_patch_gram as ntk_patch_gram
+from .ntk import ntk_rows as ntk_rows
 from .pgd import pgd_step_ as pgd_step_
 from .pgd import project_ as project_
 from .pgd import random_start as random_start
