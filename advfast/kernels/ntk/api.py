@@ -218,7 +218,8 @@ def ntk_chain_(
         ValueError, TypeError: shapes, dtypes, devices or precision do not fit.
         RuntimeError: `impl` cannot run here.
     """
-    return _pair("ntk_chain_", ntk_chain_op, out, x1, g1, x2, g2, taps1, taps2, precision, upper, impl)  # fmt: skip
+    name, op = "ntk_chain_", ntk_chain_op
+    return _pair(name, op, out, x1, g1, x2, g2, taps1, taps2, precision, upper, impl)
 
 
 def ntk_hadamard_(
@@ -238,4 +239,5 @@ def ntk_hadamard_(
 
     The Gram matrix of the gradients [n1*R1*S1, n2*R2*S2] is never stored. Arguments and errors: as `ntk_chain_`.
     """
-    return _pair("ntk_hadamard_", ntk_hadamard_op, out, x1, g1, x2, g2, taps1, taps2, precision, upper, impl)  # fmt: skip
+    name, op = "ntk_hadamard_", ntk_hadamard_op
+    return _pair(name, op, out, x1, g1, x2, g2, taps1, taps2, precision, upper, impl)
