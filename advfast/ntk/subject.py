@@ -123,10 +123,8 @@ class Subject:
     def logits(self, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
         """[n, O] (further dimensions of the output flattened), under `running`. `parameters` stand in by name."""
         with self.statistics():
-            if parameters is None:
-                out = self.model(x)
-            else:
-                out = torch.func.functional_call(self.model, parameters, (x,))
+            # Without parameters to put in it is a plain call.
+            out = torch.func.functional_call(self.model, parameters or {}, (x,))
         if not isinstance(out, Tensor) or out.dim() < 2 or len(out) != len(x):
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"model must map {tuple(x.shape)} to logits [{len(x)}, O], got {got}")
