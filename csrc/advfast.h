@@ -104,6 +104,32 @@ struct RowHashArgs {
 };
 void row_hash_cpu(const RowHashArgs& args, int threads);
 
+// The ntk family: products of per-sample weight gradients of one layer, see advfast/kernels/ntk/reference.py.
+enum class Precision : int { fp32 = 0, tf32 = 1, bf16 = 2, bf16x3 = 3 };
+
+// n samples of the layer's input and of the gradients with respect to its output.
+struct NtkSide {
+    const float* x = nullptr;      // [n, groups, pixels, e]
+    const float* g = nullptr;      // [n, readouts, groups, positions, c]; patch Gram: null
+    const int32_t* taps = nullptr; // [positions, T] pixel numbers, -1: zero; null: position p reads pixel p and T = 1
+    int64_t n = 0, readouts = 1, pixels = 1, positions = 1;
+};
+struct NtkArgs {
+    // chain, hadamard: [n1 * readouts1, n2 * readouts2], rows out_stride apart, added to; patch Gram: [n1, n2, groups,
+    // positions1, positions2] and rows: [n, readouts, groups, c, T, e], dense, overwritten
+    float* out = nullptr;
+    int64_t out_stride = 0;
+    NtkSide left, right; // rows: left alone
+    int64_t groups = 1, c = 1, e = 1, taps = 1;
+    bool upper = false; // pairs of samples i > j are left out
+    Precision precision = Precision::fp32;
+};
+// In fp32 whatever the precision. A pair's sum has the same bits for any number of threads and wherever it stands.
+void ntk_rows_cpu(const NtkArgs& args, int threads);
+void ntk_patch_gram_cpu(const NtkArgs& args, int threads);
+void ntk_chain_cpu(const NtkArgs& args, int threads);
+void ntk_hadamard_cpu(const NtkArgs& args, int threads);
+
 // Name of the instruction set that the CPU kernels use on this machine: "avx512", "avx2" or "baseline".
 const char* cpu_isa();
 // For tests: use this instruction set from now on ("" = the best one). False if this machine lacks it.
