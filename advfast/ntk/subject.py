@@ -64,7 +64,7 @@ class Subject:
         self,
         model: nn.Module,
         *,
-        params: Iterable[str | nn.Parameter] | None = None,
+        params: str | nn.Parameter | Iterable[str | nn.Parameter] | None = None,
         bn: str = "eval",
         bn_batch: Tensor | None = None,
     ):
@@ -80,6 +80,11 @@ class Subject:
         if bn == "frozen":
             assert bn_batch is not None
             self._statistics = self._measure(bn_batch)
+
+    @property
+    def frozen_statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """(mean, variance) of each batch-norm call, for bn="frozen"; else empty."""
+        return self._statistics or []
 
     def _measure(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
         found: list[tuple[Tensor, Tensor]] = []
@@ -123,8 +128,11 @@ class Subject:
     def logits(self, x: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
         """[n, O] (further dimensions of the output flattened), under `running`. `parameters` stand in by name."""
         with self.statistics():
-            # Without parameters to put in it is a plain call.
-            out = torch.func.functional_call(self.model, parameters or {}, (x,))
+            out = (
+                torch.func.functional_call(self.model, parameters, (x,))
+                if parameters
+                else self.model(x)
+            )
         if not isinstance(out, Tensor) or out.dim() < 2 or len(out) != len(x):
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"model must map {tuple(x.shape)} to logits [{len(x)}, O], got {got}")
@@ -132,7 +140,7 @@ class Subject:
 
 
 def _selected(
-    model: nn.Module, params: Iterable[str | nn.Parameter] | None
+    model: nn.Module, params: str | nn.Parameter | Iterable[str | nn.Parameter] | None
 ) -> dict[str, nn.Parameter]:
     named = dict(model.named_parameters())  # tied parameters once
     every = dict(model.named_parameters(remove_duplicate=False))
@@ -143,10 +151,9 @@ def _selected(
                 "model has no parameter with requires_grad, so its kernel is empty; unfreeze some, or pass params="
             )
         return chosen
-    if isinstance(params, (str, Tensor)):
-        params = [params]
+    items = [params] if isinstance(params, (str, nn.Parameter)) else params
     wanted: set[int] = set()
-    for item in params:
+    for item in items:
         if isinstance(item, str):
             matching = [
                 p for name, p in every.items() if name == item or name.startswith(f"{item}.")
