@@ -1,0 +1,225 @@
+"""Which uses of which parameters the rules account for, found by running the network on a few samples.
+
+A use is claimed where (1) the network makes the same calls for two samples and for three, (2) one dimension of the
+call's output grows with them, and (3) the gradient of a sample's logits is exactly zero at the other samples' entries.
+A parameter that autograd still reaches when its claimed uses are detached has uses no rule knows: it is left whole to
+generic.py. So every parameter ends claimed, generic or unused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .calls import Call, Recorder, Split
+from .rules import RULES
+from .rules_conv import CONV_RULES
+from .subject import Subject
+
+ALL_RULES: dict[Callable, type[Call]] = RULES | CONV_RULES
+_COUNTS = (2, 3)  # samples of the two runs
+
+
+@dataclass
+class Claims:
+    splits: dict[str, Split]  # of each claimed use, by key, in the order of the calls
+    calls: dict[str, Call]  # as recorded for two samples, prepared
+    names: dict[str, str]  # the parameter of each use
+    generic: tuple[str, ...]
+    unused: tuple[str, ...]
+    excluded: set[str]  # uses that are left to autograd
+    copied: frozenset[str]  # uses whose call has its input written to later
+    logits: Tensor  # [2, O]
+
+
+@dataclass
+class _Run:
+    count: int
+    calls: list[Call]
+    logits: Tensor
+    x: Tensor
+    uses: dict[str, tuple[Call, str]] = field(default_factory=dict)  # key -> call and role
+
+    def __post_init__(self) -> None:
+        for call in self.calls:
+            for role, key in call.keys.items():
+                self.uses[key] = (call, role)
+
+
+def find_claims(subject: Subject, example: Tensor) -> Claims:
+    """Under `subject.running()` and with grad enabled.
+
+    Args:
+        example: [m, ...], a sample or more.
+
+    Raises:
+        ValueError: a sample's logits depend on another sample.
+    """
+    excluded: set[str] = set()
+    while True:
+        runs = [_run(subject, example, count, excluded) for count in _COUNTS]
+        if not excluded:
+            _check_apart(subject, runs[-1])
+        splits, refused = _splits(runs)
+        if not refused:
+            splits, refused = _verified(runs, splits)
+        if not refused:
+            break
+        excluded |= refused
+    return _settled(subject, runs, splits, excluded)
+
+
+def _run(subject: Subject, example: Tensor, count: int, excluded: set[str]) -> _Run:
+    x = example.detach()[torch.arange(count) % len(example)]
+    if x.is_floating_point():
+        x.requires_grad_()
+    recorder = Recorder(subject.parameters, ALL_RULES, excluded)
+    with recorder:
+        logits = subject.logits(x.clone())
+    if not bool(logits.isfinite().all()):
+        raise ValueError("model: the logits of the example are not finite")
+    return _Run(count, recorder.calls, logits, x)
+
+
+def _check_apart(subject: Subject, run: _Run) -> None:
+    """A sample's logits must not depend on the others of its batch."""
+    mixed = False
+    if run.x.requires_grad and run.logits.requires_grad:
+        weights = torch.randn_like(run.logits[0])
+        (g,) = torch.autograd.grad(
+            run.logits[0] @ weights, run.x, retain_graph=True, allow_unused=True
+        )
+        mixed = g is not None and bool((g[1:] != 0).any())
+    elif not run.x.requires_grad:  # token ids: others in the second sample's place
+        with torch.no_grad():
+            changed = run.x.clone()
+            changed[1] = changed[1].flatten().flip(0).view_as(changed[1])
+            changed[2] = changed[2].flatten().roll(1).view_as(changed[2])
+            logits = subject.logits(changed)[0]
+        scale = run.logits.detach().abs().max()
+        mixed = bool((logits - run.logits[0]).abs().max() > 1e-4 * scale)
+    if mixed:
+        raise ValueError(
+            "model: a sample's logits depend on the other samples of its batch (batch statistics, or something else "
+            "across the batch), so that there is no kernel of two samples"
+        )
+
+
+def _splits(runs: list[_Run]) -> tuple[dict[str, Split], set[str]]:
+    """The dimension of each use's output that counts the samples; keys of uses that have none."""
+    small, large = runs
+    refused = set(small.uses) ^ set(large.uses)
+    splits: dict[str, Split] = {}
+    for key in small.uses:
+        if key in refused:
+            continue
+        a, b = small.uses[key][0], large.uses[key][0]
+        split = _split(a.shape, b.shape) if type(a) is type(b) else None
+        if split is None or not a.fits(small.uses[key][1], split):
+            refused.add(key)
+        else:
+            splits[key] = split
+    return splits, refused
+
+
+def _split(small: tuple[int, ...], large: tuple[int, ...]) -> Split | None:
+    if len(small) != len(large):
+        return None
+    grown = [d for d, (a, b) in enumerate(zip(small, large, strict=True)) if a != b]
+    if len(grown) != 1:
+        return None
+    a, b = small[grown[0]], large[grown[0]]
+    per = b - a
+    if per < 1 or a != per * _COUNTS[0] or b != per * _COUNTS[1]:
+        return None
+    return Split(grown[0], per)
+
+
+def _verified(runs: list[_Run], splits: dict[str, Split]) -> tuple[dict[str, Split], set[str]]:
+    """The splits, each with the samples where gradients show them; keys of uses where they do not."""
+    keys = list(splits)
+    fits = {key: {False, True} if splits[key].per > 1 else {False} for key in keys}
+    seen: set[str] = set()
+    for run in runs:
+        if not run.logits.requires_grad or not keys:
+            continue
+        edges = [run.uses[key][0].edge for key in keys]
+        for sample in range(run.count):
+            grads = torch.autograd.grad(
+                run.logits[sample] @ torch.randn_like(run.logits[sample]),
+                edges,
+                retain_graph=True,
+                allow_unused=True,
+            )
+            for key, g in zip(keys, grads, strict=True):
+                if g is None:
+                    continue
+                here = g != 0
+                if bool(here.any()):
+                    seen.add(key)
+                for minor in tuple(fits[key]):
+                    split = Split(splits[key].dim, splits[key].per, minor)
+                    spread = split.front(here).flatten(1).any(1)
+                    spread[sample] = False
+                    if bool(spread.any()):
+                        fits[key].discard(minor)
+    refused = {key for key in keys if not fits[key] or (splits[key].per > 1 and key not in seen)}
+    return {key: Split(s.dim, s.per, False not in fits[key]) for key, s in splits.items()}, refused
+
+
+def _settled(
+    subject: Subject, runs: list[_Run], splits: dict[str, Split], excluded: set[str]
+) -> Claims:
+    parameters = subject.parameters
+    reached: set[str] = set()
+    for run in runs:
+        if run.logits.requires_grad:
+            grads = torch.autograd.grad(
+                (run.logits * torch.randn_like(run.logits)).sum(),
+                list(parameters.values()),
+                retain_graph=True,
+                allow_unused=True,
+            )
+            reached |= {name for name, g in zip(parameters, grads, strict=True) if g is not None}
+    small = runs[0]
+    keys = [
+        key
+        for key in _alive(small)
+        if small.uses[key][0].operands[small.uses[key][1]].name not in reached
+    ]
+    calls = {key: small.uses[key][0] for key in keys}
+    names = {key: calls[key].operands[small.uses[key][1]].name for key in keys}
+    for key in keys:
+        calls[key].prepare(splits[key])
+    copied = frozenset(
+        key
+        for run in runs
+        for key, (call, _) in run.uses.items()
+        if key in calls and call.changed()
+    )
+    claimed = set(names.values())
+    return Claims(
+        splits={key: splits[key] for key in keys},
+        calls=calls,
+        names=names,
+        generic=tuple(name for name in parameters if name in reached),
+        unused=tuple(name for name in parameters if name not in reached | claimed),
+        excluded=excluded,
+        copied=copied,
+        logits=small.logits.detach(),
+    )
+
+
+def _alive(run: _Run) -> Iterator[str]:
+    """Keys of uses that the logits depend on."""
+    keys = list(run.uses)
+    if not keys or not run.logits.requires_grad:
+        return
+    edges = [run.uses[key][0].edge for key in keys]
+    grads = torch.autograd.grad(run.logits.sum(), edges, retain_graph=True, allow_unused=True)
+    for key, g in zip(keys, grads, strict=True):
+        if g is not None:
+            yield key
