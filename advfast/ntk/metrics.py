@@ -11,22 +11,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .kernel import NTK
 
-    Kernel = Tensor | NTK
+class HasTensor(Protocol):
+    """What `advfast.ntk.ntk` returns."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """[N1, N2, R, R]."""
+        ...
+
+
+Kernel = Tensor | HasTensor
 
 OF = ("trace", "full")
 FORMS = ("kta", "jacobian")
-_ROUNDING = {torch.float64: 1e-9}
+_ROUNDING = {torch.float64: 1e-5}
 _COARSE = 1e-3
 """Greatest asymmetry and greatest negative eigenvalue, relative to the largest entry and eigenvalue, that pass for
-rounding: a float32 kernel may hold products of TF32 or bfloat16."""
+rounding: a float32 kernel may hold products of TF32 or bfloat16, a float64 one what was computed in float32."""
 _ROWS = 64
 
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from advfast.kernels.pgd.api import nearest
 
 from . import metrics
-
-if TYPE_CHECKING:
-    from .kernel import NTK
-
-    Kernel = Tensor | NTK
+from .metrics import Kernel
 
 NAMES = (
     "trace",
@@ -61,17 +55,18 @@ def summary(
     for name in names:
         if name in _OF_LABELS:
             assert y is not None  # check_names
-        if name == "alignment":
-            found[name] = metrics.alignment(theta, y)
-        elif name == "jacobian_alignment":
-            found[name] = metrics.alignment(theta, y, "jacobian")
-        elif name == "specialization":
-            found[name] = metrics.specialization(theta, y).value
+            found[name] = _of_labels(name, theta, y)
         elif values is not None and name in ("top_share", "effective_rank", "top_mass"):
             found[name] = of_spectrum(name, values)
         else:
             found[name] = getattr(metrics, name)(k)
     return found
+
+
+def _of_labels(name: str, theta: Tensor, y: Tensor) -> float:
+    if name == "specialization":
+        return metrics.specialization(theta, y).value
+    return metrics.alignment(theta, y, "kta" if name == "alignment" else "jacobian")
 
 
 def of_spectrum(name: str, values: Tensor) -> float:
