@@ -66,6 +66,7 @@ PEERS = {
     "cleverhans": ["cleverhans.torch.attacks.projected_gradient_descent"],
     "adv-lib": ["adv_lib.attacks"],
     "pyautoattack": ["pyautoattack"],
+    "nngeometry": ["nngeometry.gram"],
     "advfast": ["advfast"],
     "torch": ["torch"],
 }
