@@ -137,7 +137,9 @@ class Engine:
                 sides.append((x, y, cotangents))
             x, y, cotangents = sides[0]
             captures = [
-                Capture(subject, cotangents, self.placed(x[:1]), None if y is None else y[:1])
+                Capture(
+                    subject, cotangents, self.placed(x[:1]), y_example=None if y is None else y[:1]
+                )
             ]
             if x2 is not None:
                 x, y, other = sides[1]
@@ -145,7 +147,12 @@ class Engine:
                     captures.append(captures[0])
                 else:
                     captures.append(
-                        Capture(subject, other, self.placed(x[:1]), None if y is None else y[:1])
+                        Capture(
+                            subject,
+                            other,
+                            self.placed(x[:1]),
+                            y_example=None if y is None else y[:1],
+                        )
                     )
         left, right = captures[0], captures[-1]
         if left.readouts != right.readouts:

@@ -179,19 +179,19 @@ def _selected(
 def _check_places(
     model: nn.Module, parameters: dict[str, nn.Parameter], device: torch.device, dtype: torch.dtype
 ) -> None:
+    own = next(iter(parameters))
     if dtype not in (torch.float32, torch.float64):
-        name = next(iter(parameters))
         raise TypeError(
-            f"parameters must be float32 or float64, got {dtype} ({name}): model.float(); the gradients carry the "
+            f"parameters must be float32 or float64, got {dtype} ({own}): model.float(); the gradients carry the "
             "precision, `precision=` is that of the products after them"
         )
     for name, t in [*model.named_parameters(), *model.named_buffers()]:
         if t.device != device:
             raise ValueError(
-                f"the model must be on one device: {name} is on {t.device}, others on {device}"
+                f"the model must be on one device: {name} is on {t.device}, {own} on {device}"
             )
         if t.is_floating_point() and t.dtype != dtype:
-            raise TypeError(f"the model must have one dtype: {name} is {t.dtype}, others {dtype}")
+            raise TypeError(f"the model must have one dtype: {name} is {t.dtype}, {own} {dtype}")
 
 
 def _check_bn(model: nn.Module, bn: str, bn_batch: Tensor | None) -> None:

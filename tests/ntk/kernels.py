@@ -2,6 +2,7 @@
 
 import torch
 from torch.func import functional_call, jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def random_kernel(n=12, r=3, rank=7, seed=0):
@@ -20,5 +21,7 @@ def dense(model, x1, x2=None):
         )(params, x)
         return torch.cat([j.flatten(2) for j in found.values()], 2)
 
-    first = jacobian(x1)
-    return torch.einsum("irp,jsp->ijrs", first, first if x2 is None else jacobian(x2))
+    with sdpa_kernel(SDPBackend.MATH):  # the other forms have no batching rule
+        first = jacobian(x1)
+        second = first if x2 is None else jacobian(x2)
+    return torch.einsum("irp,jsp->ijrs", first, second)
