@@ -115,6 +115,31 @@ RowHashArgs hash_args(Address x, Address out, int64_t batch, int64_t dim, int dt
     return args;
 }
 
+using Side = std::tuple<Address, Address, Address, int64_t, int64_t, int64_t, int64_t>; // members of NtkSide
+
+NtkSide ntk_side(const Side& side) {
+    return {pointer<const float>(std::get<0>(side)),
+            pointer<const float>(std::get<1>(side)),
+            pointer<const int32_t>(std::get<2>(side)),
+            std::get<3>(side),
+            std::get<4>(side),
+            std::get<5>(side),
+            std::get<6>(side)};
+}
+
+NtkArgs ntk_args(Address out, int64_t out_stride, const Side& left, const Side& right, std::array<int64_t, 4> layer,
+                 bool upper, int precision) {
+    NtkArgs args;
+    args.out = pointer<float>(out);
+    args.out_stride = out_stride;
+    args.left = ntk_side(left);
+    args.right = ntk_side(right);
+    args.groups = layer[0], args.c = layer[1], args.e = layer[2], args.taps = layer[3];
+    args.upper = upper;
+    args.precision = static_cast<Precision>(precision);
+    return args;
+}
+
 template <class Args, class... Rest> py::cpp_function on_cpu(Args (*build)(Rest...), void (*run)(const Args&, int)) {
     return py::cpp_function([build, run](int threads, Rest... rest) {
         const Args args = build(rest...);
@@ -141,6 +166,10 @@ PYBIND11_MODULE(_C, m) {
     m.attr("relu_bits_cpu") = on_cpu(activation_args, relu_bits_cpu);
     m.attr("gate_cpu") = on_cpu(activation_args, gate_cpu);
     m.attr("row_hash_cpu") = on_cpu(hash_args, row_hash_cpu);
+    m.attr("ntk_rows_cpu") = on_cpu(ntk_args, ntk_rows_cpu);
+    m.attr("ntk_patch_gram_cpu") = on_cpu(ntk_args, ntk_patch_gram_cpu);
+    m.attr("ntk_chain_cpu") = on_cpu(ntk_args, ntk_chain_cpu);
+    m.attr("ntk_hadamard_cpu") = on_cpu(ntk_args, ntk_hadamard_cpu);
 #if defined(ADVFAST_WITH_CUDA)
     m.attr("pgd_step_cuda") = on_cuda(step_args, pgd_step_cuda);
     m.attr("random_start_cuda") = on_cuda(start_args, random_start_cuda);

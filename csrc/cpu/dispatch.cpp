@@ -16,19 +16,9 @@ namespace advfast {
 
 namespace {
 
-struct Isa {
-    const char* name;
-    void (*pgd_step)(const PgdStepArgs&, Range, int64_t*);
-    void (*random_start)(const RandomStartArgs&, Range);
-    void (*conv_input_grad)(const ConvInputGradArgs&, Range, float*);
-    void (*relu_bits)(const ActivationArgs&, Range);
-    void (*gate)(const ActivationArgs&, Range);
-    void (*row_hash)(const RowHashArgs&, Range);
-    bool available;
-};
-
 #define ADVFAST_KERNELS(isa)                                                                                           \
-    isa::pgd_step, isa::random_start, isa::conv_input_grad, isa::relu_bits, isa::gate, isa::row_hash
+    isa::pgd_step, isa::random_start, isa::conv_input_grad, isa::relu_bits, isa::gate, isa::row_hash, isa::ntk_lanes,  \
+        isa::ntk_shifts, isa::ntk_pack, isa::ntk_pairs, isa::ntk_rows
 
 std::vector<Isa> find_isas() {
     std::vector<Isa> isas;
@@ -37,7 +27,8 @@ std::vector<Isa> find_isas() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     isas.push_back({"avx512", ADVFAST_KERNELS(avx512), avx512});
-    isas.push_back({"avx2", ADVFAST_KERNELS(avx2), __builtin_cpu_supports("avx2") != 0});
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); // FMA: the ntk kernels
+    isas.push_back({"avx2", ADVFAST_KERNELS(avx2), avx2});
 #endif
     isas.push_back({"baseline", ADVFAST_KERNELS(baseline), true});
     return isas;
@@ -57,13 +48,6 @@ const Isa* best_isa() {
 
 std::atomic<const Isa*> current{nullptr};
 
-const Isa& isa() {
-    const Isa* chosen = current.load();
-    if (!chosen)
-        current.store(chosen = best_isa());
-    return *chosen;
-}
-
 // Set in a forked child: the threads of an OpenMP runtime do not survive the fork, and a parallel region there hangs.
 std::atomic<bool> forked{false};
 
@@ -75,6 +59,13 @@ void watch_forks() {
 }
 
 } // namespace
+
+const Isa& isa() {
+    const Isa* chosen = current.load();
+    if (!chosen)
+        current.store(chosen = best_isa());
+    return *chosen;
+}
 
 const char* cpu_isa() { return isa().name; }
 
@@ -115,14 +106,11 @@ void parallel_for(int64_t units, int threads, const std::function<void(int, int6
 #endif
 }
 
-namespace {
-// Below this many values a second thread costs more than it brings.
-constexpr int64_t kGrain = 16384;
 int useful_threads(int threads, int64_t values) {
+    constexpr int64_t kGrain = 16384;
     const int64_t most = values / kGrain + 1;
     return static_cast<int>(most < threads ? most : threads);
 }
-} // namespace
 
 void pgd_step_cpu(const PgdStepArgs& args, int threads) {
     const int64_t dim = args.channels * args.spatial;
