@@ -10,6 +10,7 @@ import typer
 from .commands.attack import attack
 from .commands.evaluate import evaluate
 from .commands.info import info
+from .commands.ntk import ntk
 from .commands.train import train
 
 app = typer.Typer(
@@ -68,5 +69,5 @@ def _root(
         print(context.get_help())
 
 
-for _command in (train, evaluate, attack, info):
+for _command in (train, evaluate, attack, ntk, info):
     app.command()(_command)

@@ -12,4 +12,4 @@ from .planner import Plan as Plan
 from .probe import balanced_probe as balanced_probe
 from .recorder import NTKRecorder as NTKRecorder
 from .reduction import reduce as reduce
-from .summary import summary as summary
+from .scalars import summary as summary

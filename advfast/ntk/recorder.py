@@ -19,7 +19,7 @@ from advfast.files import write_atomic, write_csv
 from advfast.training import rng
 
 from . import metrics as dense
-from . import summary
+from . import scalars
 from .kernel import ntk
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class NTKRecorder:
         dense.check_of(of)
         self.x, self.y = x.detach().clone(), y.detach().clone()
         self.every, self.attack, self.readout, self.of = every, attack, readout, of
-        self.metrics = None if metrics is None else summary.check_names(metrics, y)
+        self.metrics = None if metrics is None else scalars.check_names(metrics, y)
         self.path = None if path is None else Path(path)
         self.arguments = arguments
         self.history: list[dict[str, float]] = []
@@ -178,9 +178,9 @@ class NTKRecorder:
             theta = ntk(model, x, y1=self._labels(labels), readout=self.readout, **self.arguments)
             names = self.metrics
             if names is None:
-                known = summary.allowed(theta.tensor.shape[2], labels)
+                known = scalars.allowed(theta.tensor.shape[2], labels)
                 names = tuple(name for name in DEFAULT if name in known)
-            found = summary.summary(theta, labels, names, self.of)
+            found = scalars.summary(theta, labels, names, self.of)
             # Rounded as they are saved, so that a resumed run compares with the same numbers.
             kernels[kind] = dense.matrix(theta, self.of).float().cpu()
             found |= self._compared(kind, kernels[kind], epoch)

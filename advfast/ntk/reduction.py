@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import metrics as dense
 from .leading import Leading, entropy_rank_bounds
 from .reducers import Histogram, Inner, Labelled, Moments, Tile, group_means
-from .summary import check_names
+from .scalars import check_names
 
 NAMES = (
     "trace",

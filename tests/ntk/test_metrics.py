@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from advfast.ntk import metrics
-from advfast.ntk.summary import NAMES, summary
+from advfast.ntk.scalars import NAMES, summary
 
 from .kernels import random_kernel
 

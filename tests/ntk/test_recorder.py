@@ -8,7 +8,7 @@ from torch import nn
 
 from advfast.data import load as load_data
 from advfast.ntk import NTKRecorder, balanced_probe, metrics, ntk
-from advfast.training import train
+from advfast.training import finish, load, train
 
 SETTINGS = {
     "eps": 0.15,
@@ -38,7 +38,11 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def digits():
     threads = torch.get_num_threads()
-    yield load_data("digits").train.subset(torch.arange(600))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            finish, "_pictures", lambda *arguments: None
+        )  # most of the time of a short run
+        yield load_data("digits").train.subset(torch.arange(600))
     torch.set_num_threads(threads)
 
 
@@ -55,7 +59,7 @@ def new():
 def run(digits, out, callbacks, **more):
     model = new()
     settings = dict(SETTINGS, **more)
-    train(model, digits, test=digits, out=out, callbacks=callbacks, **settings)
+    train(model, digits, out=out, callbacks=callbacks, **settings)
     return model
 
 
@@ -80,8 +84,9 @@ def test_training_is_bit_for_bit_the_same(digits, recorded, tmp_path):
 
 
 def test_records_are_of_the_network_as_it_was(recorded, probe):
-    trained, recorder, out = recorded
+    _, recorder, out = recorded
     x, y = probe
+    trained = load(out / "last.pt", Net())
     assert [row["epoch"] for row in recorder.history] == [0, 1, 2]
     start, end = (ntk(model.eval(), x).tensor for model in (new(), trained))
     first, last = recorder.history[0], recorder.history[-1]
@@ -133,14 +138,14 @@ class StopAt:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("stop", [3, 4])
+@pytest.mark.parametrize("stop", [3, 5])
 def test_a_resumed_run_has_the_same_records(digits, probe, tmp_path, stop):
     """Killed after a record that was made after the last saving, and then at another place."""
     settings = {"save_every": 2, "batch_size": 128}
     at = [0, 0.25, 0.75, 1, 1.25, 2]
     whole = NTKRecorder(*probe, at=at, attack=None, readout="sum")
     run(digits, tmp_path / "whole", [whole], **settings)
-    assert [row["step"] for row in whole.history] == [0, 2, 4, 5, 7, 10]
+    assert [row["step"] for row in whole.history] == [0, 1, 3, 4, 5, 8]
     broken = NTKRecorder(*probe, at=at, attack=None, readout="sum")
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "broken", [broken, StopAt(stop)], **settings)

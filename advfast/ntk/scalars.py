@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+
 from torch import Tensor
 
 from advfast.kernels.pgd.api import nearest
@@ -27,7 +28,12 @@ _OF_LABELS = ("alignment", *_OF_OUTPUTS)
 
 
 def summary(
-    kernel: Kernel, y: Tensor | None = None, names: Iterable[str] | None = None, of: str = "trace"
+    kernel: Kernel,
+    y: Tensor | None = None,
+    names: Iterable[str] | None = None,
+    of: str = "trace",
+    *,
+    eigenvalues: Tensor | None = None,
 ) -> dict[str, float]:
     """Several metrics at once, with one eigen-decomposition.
 
@@ -38,6 +44,7 @@ def summary(
             top_mass (of the 10 largest), alignment (the centred one), jacobian_alignment, specialization. None: all
             that this kernel and y allow.
         of: "trace" or "full", for the first five; the others say for themselves of which kernel they are.
+        eigenvalues: `metrics.spectrum(kernel, of)`, where that is there already.
 
     Raises:
         TypeError, ValueError: as the metrics do; an unknown name; labels are missing.
@@ -49,8 +56,8 @@ def summary(
     names = check_names(names, y)
     found: dict[str, float] = {}
     k = metrics.one_matrix(theta, of)
-    values: Tensor | None = None
-    if {"top_share", "effective_rank", "top_mass"} & set(names):
+    values = eigenvalues
+    if values is None and {"top_share", "effective_rank", "top_mass"} & set(names):
         values = metrics.spectrum(k)
     for name in names:
         if name in _OF_LABELS:
