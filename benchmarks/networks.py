@@ -21,6 +21,15 @@ def small_cnn(channels: int, classes: int = 10) -> nn.Module:
     )  # fmt: skip
 
 
+def strided_cnn(channels: int, classes: int = 10) -> nn.Module:
+    """Two 4x4 convolutions of stride 2 and two linear layers, for images of 28x28: the robust MNIST networks' size."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, classes),
+    )  # fmt: skip
+
+
 class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -61,6 +70,8 @@ def _build(name: str, channels: int, side: int) -> nn.Module:
     shape = (channels, side, side)
     if kind == "small-cnn":
         return small_cnn(channels)
+    if kind == "strided-cnn":
+        return strided_cnn(channels)
     if kind == "tiny":
         return tiny(channels, side)
     if kind == "resnet18":
@@ -78,8 +89,8 @@ def make(
 ) -> nn.Module:
     """A network by name, the same weights each time.
 
-    "small-cnn", "tiny", "resnet18-wN" (width N) are above; "preact-resnet18-wN", "mnist-cnn" (its small-cnn, for
-    images of 28x28) and any other name are advfast.models'. side: of the images.
+    "small-cnn", "strided-cnn", "tiny", "resnet18-wN" (width N) are above; "preact-resnet18-wN", "mnist-cnn" (its
+    small-cnn, for images of 28x28) and any other name are advfast.models'. side: of the images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

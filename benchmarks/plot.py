@@ -1,7 +1,8 @@
 """Draws a results file: plot.py FILE.csv [--out PICTURE.png|.svg]. One picture a machine: CPU and GPU never share one.
 
 Each row of a picture is a case; each mark is a provider's median, its line goes from p20 to p80. For the kernels a tall
-bar shows the copy bandwidth of the same run, for attacks the passes of the plain network alone.
+bar shows the copy bandwidth of the same run, for attacks the passes of the plain network alone, for the ntk suite its
+arithmetic at the rate of a matrix product.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ STYLES = {
     "foolbox": ("#56B4E9", ">"),
     "art": ("#E69F00", "s"),
     "cleverhans": ("#009E73", "v"),
+    "torch_func": ("#000000", "o"),
+    "hooks": ("#E69F00", "s"),
+    "neural_tangents": ("#0072B2", "<"),
+    "neural_tangents_jacobian": ("#56B4E9", "^"),
+    "nngeometry": ("#009E73", "v"),
 }
 OTHER = ("#F0E442", "*")
 Rows = list[dict[str, str]]
@@ -69,11 +75,12 @@ def draw_panel(axes: Any, title: str, cases: dict[str, Rows], suite: str, seen: 
     for place, rows in enumerate(cases.values()):
         y = -place
         axes.axhline(y, color="#dddddd", linewidth=0.6, zorder=0)
-        limit = rows[0]["copy_gb_per_s"] if suite == "kernels" else rows[0]["floor_ms"]
+        column = "copy_gb_per_s" if suite == "kernels" else "floor_ms"
+        limit = next((row[column] for row in rows if row[column]), "")
         if limit:
             axes.plot([float(limit)] * 2, [y - 0.4, y + 0.4], color="#000000", linewidth=1.2)
         for row in rows:
-            if row["provider"] == "network":
+            if row["provider"] in ("network", "matmul", "matmul_tf32"):
                 continue  # drawn as the limit
             seen.add(row["provider"])
             color, mark = STYLES.get(row["provider"], OTHER)
@@ -119,7 +126,9 @@ def figure(rows: Rows) -> Any:
         for name in sorted(seen - set(STYLES))
     ]
     if suite != "train":
-        limit = "copy bandwidth" if kernels else "network alone"
+        limit = {"kernels": "copy bandwidth", "ntk": "its arithmetic at a matmul's rate"}.get(
+            suite, "network alone"
+        )
         marks.append(
             plt.Line2D([], [], color="black", marker="|", markersize=10, linestyle="", label=limit)
         )

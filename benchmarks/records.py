@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITES = ("kernels", "attack", "train")
+SUITES = ("kernels", "attack", "train", "ntk")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Row:
     python: str = ""
     torch: str = ""
     triton: str = ""
-    suite: str = ""  # kernels | attack | train
+    suite: str = ""  # kernels | attack | train | ntk
     op: str = ""  # the fused op, or what is run as a whole
     norm: str = ""
     provider: str = ""
@@ -43,7 +43,8 @@ class Row:
     case: str = ""  # what else tells this case apart
     bytes: int | None = None  # kernels: fewest bytes that the op must move
     copy_gb_per_s: float | None = None  # of tensor.copy_ at this size, read and write counted
-    floor_ms: float | None = None  # kernels: bytes at that rate; attack: the convolutions alone
+    floor_ms: float | None = None  # kernels: bytes at that rate; attack: the convolutions alone;
+    # ntk: capture_gflop and contraction_gflop at the rate of a matmul in the same rounds
     ms_p20: float | None = None
     ms_p50: float | None = None
     ms_p80: float | None = None
@@ -52,8 +53,12 @@ class Row:
     ratio_to_torch: float | None = None  # ms_p50 of "torch" / ms_p50: above 1 is faster than it
     ratio_to_inplace: float | None = None  # the same against "torch_inplace"
     ratio_to_torchattacks: float | None = None  # the same against "torchattacks"
-    ratio_to_floor: float | None = None  # attack: ms_p50 / floor_ms
-    percent_of_matmul: float | None = None  # attack: FLOP/s in ms_p50, of a matmul's in this run
+    ratio_to_torch_func: float | None = None  # the same against "torch_func"
+    ratio_to_neural_tangents: float | None = None  # the same against "neural_tangents"
+    ratio_to_floor: float | None = None  # attack, ntk: ms_p50 / floor_ms
+    percent_of_matmul: float | None = (
+        None  # attack, ntk: FLOP/s in ms_p50, of a matmul's in this run
+    )
     first_ms: float | None = None  # attack: the first call on a new copy of the network
     us_over_network: float | None = None  # attack, tiny network: (ms_p50 - "network"'s) a step
     memory_bytes: int | None = None  # attack: what autograd keeps, see results/README.md
@@ -63,6 +68,15 @@ class Row:
     kernel_launches: int | None = None  # the same, outside of graphs
     other_ms: float | None = None  # attack: time of the GPU outside convolutions and matmuls
     equal_share: float | None = None  # attack: share of the elements with the bits of "torch"
+    readouts: int | None = None  # ntk: R
+    capture_gflop: float | None = (
+        None  # ntk: a forward pass and R backward to the input, no weights
+    )
+    contraction_gflop: float | None = None  # ntk: of the plan's contraction
+    gflop_per_s: float | None = None  # ntk: both over ms_p50; of "matmul": its own
+    rel_error: float | None = (
+        None  # ntk: Frobenius, against "torch_func"; alone: of the engine's check
+    )
     rounds: int | None = None  # timed calls behind the percentiles
     status: str = "ok"  # ok | skipped: reason | failed: reason | wrong: what | untimed: why
 
@@ -198,11 +212,13 @@ _SHOWN = {
     "provider": "provider", "ms_p50": "ms p50", "ms_p20": "p20", "ms_p80": "p80",
     "gb_per_s": "GB/s", "percent_of_copy": "% of copy", "ratio_to_torch": "x torch",
     "ratio_to_inplace": "x in place", "ratio_to_torchattacks": "x torchattacks",
+    "ratio_to_torch_func": "x torch_func", "ratio_to_neural_tangents": "x neural_tangents",
     "ratio_to_floor": "of floor", "percent_of_matmul": "% of matmul", "first_ms": "first ms",
     "us_over_network": "us/step over network", "memory_bytes": "kept", "peak_bytes": "peak",
     "first_peak_bytes": "first peak",
     "graph_launches": "graphs", "kernel_launches": "launches", "other_ms": "other ms",
-    "equal_share": "equal", "status": "status",
+    "equal_share": "equal", "gflop_per_s": "GFLOP/s", "rel_error": "rel error",
+    "status": "status",
 }  # fmt: skip
 
 

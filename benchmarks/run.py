@@ -1,4 +1,4 @@
-"""Tests an op, then times it against its peers: benchmarks/run.py kernels|attack|train [--quick] ...
+"""Tests an op, then times it against its peers: benchmarks/run.py kernels|attack|train|ntk [--quick] ...
 
 Nothing is timed, and no ratio printed, when a test of what is timed fails. results/README.md says
 what is measured.
@@ -7,6 +7,7 @@ what is measured.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -17,18 +18,23 @@ from typing import Any
 
 import suite_attack
 import suite_kernels
+import suite_ntk
 import suite_train
 import torch
+from ntk_providers import NT_PYTHON
 from peers import PEERS
 from records import ROOT, SUITES, Results, environment, table
 from timing import Clock, DeviceClock, HostClock
 
 MODULES: dict[str, Any] = {
-    "kernels": suite_kernels, "attack": suite_attack, "train": suite_train,
+    "kernels": suite_kernels, "attack": suite_attack, "train": suite_train, "ntk": suite_ntk,
 }  # fmt: skip
 NOISE = 1.5
 BUSY = 0.5  # a barrier waits for the one thread that another program holds up
-TESTS = {"kernels": "tests/kernels", "attack": "tests/attacks", "train": "tests/training"}
+TESTS = {
+    "kernels": "tests/kernels", "attack": "tests/attacks", "train": "tests/training",
+    "ntk": "tests/ntk",
+}  # fmt: skip
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +62,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--budget", type=float, metavar="SECONDS", default=float("inf"),
         help="no new case is begun after this long; those left are rows with status skipped",
+    )  # fmt: skip
+    parser.add_argument(
+        "--nt-python", metavar="PYTHON", help="ntk: the interpreter of make_ntk_peers_env.sh's "
+        f"environment, for neural-tangents (default: the variable {NT_PYTHON})",
     )  # fmt: skip
     return parser.parse_args(arguments)
 
@@ -93,6 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if args.nt_python is not None:
+        os.environ[NT_PYTHON] = args.nt_python
     found = MODULES[args.suite].cases(args.device, quick=args.quick)
     chosen = [case for case in found if args.only is None or args.only.search(str(case))]
     if args.list or not chosen:
@@ -124,7 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(said, file=sys.stderr)
     print(f"\n{len(results.rows)} rows" + (f" in {path}" if path else ", not written"))
     # What a peer cannot do is a result, not a fault of this run.
-    return 1 if any(row.provider not in PEERS for row in bad) else 0
+    peers = {*PEERS, *suite_ntk.PEERS}
+    return 1 if any(row.provider not in peers for row in bad) else 0
 
 
 if __name__ == "__main__":

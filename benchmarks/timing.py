@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,20 +93,37 @@ class DeviceClock:
 Clock = Callable[[Timed], float]
 
 
+def usual_rounds(ms: float) -> int:
+    return SLOW_ROUNDS if ms > SLOW_MS else MAX_ROUNDS
+
+
 def take_turns(
-    items: dict[str, Timed], clock: Clock, *, seconds: float, min_rounds: int, warmups: int = 2
+    items: dict[str, Timed],
+    clock: Clock,
+    *,
+    seconds: float,
+    min_rounds: int,
+    warmups: int = 2,
+    known: Mapping[str, float] | None = None,
+    rounds_of: Callable[[float], int] = usual_rounds,
 ) -> dict[str, Times]:
     """Times every item once a round, in an order that rotates with the rounds.
 
     Args:
-        items: at least one; all are called `warmups` times first.
+        items: at least one; all but those in `known` are called `warmups` times first.
         clock: HostClock or DeviceClock, or anything that returns milliseconds.
         seconds: rounds go on for about this long, at most MAX_ROUNDS of them.
         min_rounds: at least this many, however long they take.
+        known: milliseconds of items that have been called already.
+        rounds_of: the most rounds of an item that takes so many milliseconds, at least 1.
     """
     taken: dict[str, list[float]] = {name: [] for name in items}
-    warm = {name: min(clock(item) for _ in range(warmups)) for name, item in items.items()}
-    slow = {name for name, ms in warm.items() if ms > SLOW_MS}
+    known = known or {}
+    warm = {
+        name: known[name] if name in known else min(clock(item) for _ in range(warmups))
+        for name, item in items.items()
+    }
+    most = {name: rounds_of(ms) for name, ms in warm.items()}
     names = list(items)
     was_enabled = gc.isenabled()
     gc.collect()
@@ -118,7 +135,7 @@ def take_turns(
                 break
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                if name not in slow or turn < SLOW_ROUNDS:
+                if turn < most[name]:
                     taken[name].append(clock(items[name]))
     finally:
         if was_enabled:
