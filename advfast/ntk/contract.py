@@ -33,7 +33,7 @@ class Held:
 
 
 def empty(row: Choice, layer: Layer, plan: Plan, samples: int, like: Tensor) -> Held:
-    """Room for `samples` samples, zero: what is not filled contributes nothing.
+    """Room for `samples` samples, not yet filled, but for the columns that fill up a cache line: these are zero.
 
     Args:
         layer: the layer on this side (its geometry differs from the other's where the images' sizes do).
@@ -42,14 +42,21 @@ def empty(row: Choice, layer: Layer, plan: Plan, samples: int, like: Tensor) -> 
     r = plan.readouts
     readouts, fold = (1, r) if plan.trace else (r, 1)
     if row.order == "M":
-        return Held(layer, "M", like.new_zeros(samples, readouts, padded(fold * layer.columns)))
-    g = like.new_zeros(samples, readouts, layer.groups, layer.positions, fold * layer.channels)
+        return Held(layer, "M", rows(samples, readouts, fold * layer.columns, like))
+    g = like.new_empty(samples, readouts, layer.groups, layer.positions, fold * layer.channels)
     if layer.kind == "tokens":
         return Held(
             layer, "C", like.new_zeros(samples, layer.positions, dtype=torch.int64), g[:, :, 0]
         )
     x = like.new_zeros(samples, layer.groups, layer.pixels, layer.features)
     return Held(layer, row.order, x, g)
+
+
+def rows(samples: int, readouts: int, columns: int, like: Tensor) -> Tensor:
+    """[samples, readouts, padded columns], zero behind the columns."""
+    a = like.new_empty(samples, readouts, padded(columns))
+    a[:, :, columns:] = 0
+    return a
 
 
 def fill(held: Held, factor: Factor, at: int, count: int, *, trace: bool) -> None:

@@ -33,16 +33,20 @@ class Factors:
         self.held: dict[str, Held] = {}
         self._places: list[tuple[str, int, int]] = []  # held, first column, columns
         start = 0
+        gaps: list[tuple[int, int]] = []
         for row, layer in zip(plan.layers, layers, strict=True):
             merge = row.order == "M" and not apart
             columns = fold * layer.columns
             self._places.append((MERGED if merge else layer.name, start if merge else 0, columns))
             if merge:
+                gaps.append((start + columns, start + padded(columns)))
                 start += padded(columns)
             else:
                 self.held[layer.name] = contract.empty(row, layer, plan, samples, like)
         if start:
-            self.held[MERGED] = Held(None, "M", like.new_zeros(samples, readouts, start))
+            self.held[MERGED] = Held(None, "M", like.new_empty(samples, readouts, start))
+            for first, last in gaps:
+                self.held[MERGED].a[:, :, first:last] = 0
         self._layers = layers
 
     def fill(self, factors: list[Factor], at: int, count: int) -> None:
@@ -58,4 +62,6 @@ class Factors:
     def clear(self, first: int, last: int) -> None:
         """Zeros for samples first .. last - 1: the rest of a block that is partly empty."""
         for held in self.held.values():
-            (held.a if held.g is None else held.g)[first:last] = 0
+            for t in (held.a, held.g):
+                if t is not None:
+                    t[first:last] = 0

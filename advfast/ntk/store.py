@@ -98,6 +98,7 @@ class FileStore:
                 f"out={str(self.path)!r} exists and {about.name} does not: it is no kernel that was begun here; "
                 "name another file or remove it"
             )
+        engine.shards.barrier()  # every rank has looked before one of them writes
         fresh = not (about.exists() and self.path.exists() and done.exists())
         if fresh and engine.shards.rank == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -117,6 +117,5 @@ def test_two_processes_share_the_work(tmp_path):
         )
         for rank in range(2)
     ]
-    for rank in ranks:
-        _, said = rank.communicate(timeout=120)
-        assert rank.returncode == 0, said
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
