@@ -23,6 +23,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from advfast.evaluation.inputs import Inputs
     from advfast.ntk.report import KernelReport
 
 FILES = ("kernel.npz", "metrics.json", "kernel.png", "spectrum.png")
@@ -152,7 +153,7 @@ def ntk(
     attack = None
     if adversarial is not None:
         attack = _attack(adversarial, trained.model, settings, seed)
-    images, labels, indices, words = _probe(settings, split, n, seed, trained.model)
+    images, labels, indices, of_data = _probe(settings, split, n, seed, trained.model)
     if plan:
         y = labels if readout in ("margin", "loss") else None
         print(plan_of(trained.model, images, y1=y, per_layer=per_layer, **arguments))
@@ -177,8 +178,8 @@ def ntk(
             )  # fmt: skip
     folder = trained.results_folder("ntk") if out is None else out
     written = report.save(folder)
-    written += _pictures(folder, report, words)
-    print(f"{words}: {len(labels)} images; readout {readout}")
+    written += _pictures(folder, report, of_data)
+    print(f"{of_data.words}: {len(labels)} images; readout {readout}")
     if attack is not None:
         print(f"{adversarial}: {settings['norm']} eps {float(settings['eps']):.6g}")
     print(report.table())
@@ -192,6 +193,10 @@ def _attack(name: str, model: Any, settings: dict[str, Any], seed: int) -> Any:
 
     norm = check_norm("ntk", settings["norm"])
     eps = float(settings["eps"])
+    if norm == "linf" and eps > 1:
+        raise ValueError(
+            f"eps must be at most 1 for linf, in pixel units of [0, 1] (8/255, not 8), got {eps}"
+        )
     attack, _ = named(name, model, eps=eps, norm=norm, seed=seed, precision="fp32")
     if attack is None:
         raise ValueError(f"--adversarial must be an attack such as pgd-10, got {name!r}")
@@ -199,7 +204,7 @@ def _attack(name: str, model: Any, settings: dict[str, Any], seed: int) -> Any:
 
 
 def _probe(settings: dict[str, Any], split: str, n: int, seed: int, model: Any) -> tuple:
-    """(images, labels, sample numbers, what they are), balanced over the classes, sorted by class."""
+    """(images, labels, sample numbers, the data), balanced over the classes, sorted by class."""
     from torch.utils.data import DataLoader
 
     from advfast.attacks.state import model_device, parameter_dtype
@@ -214,7 +219,7 @@ def _probe(settings: dict[str, Any], split: str, n: int, seed: int, model: Any) 
     indices = balanced_probe(of.data.labels, n, seed)
     images, labels = of.data.batch(indices)
     device, dtype = model_device(model), parameter_dtype(model)
-    return images.to(device, dtype), labels.to(device), indices, of.words
+    return images.to(device, dtype), labels.to(device), indices, of
 
 
 class _Bar:
@@ -241,16 +246,22 @@ class _Bar:
             self._bar.close()
 
 
-def _pictures(folder: Path, report: KernelReport, words: str) -> list[Path]:
+def _pictures(folder: Path, report: KernelReport, of_data: Inputs) -> list[Path]:
     """The heat map and the spectrum, if they can be drawn."""
     from advfast.evaluation.picture import PictureSkipped
     from advfast.ntk.pictures import draw_heat, draw_spectrum
 
     heat, spectrum = folder / "kernel.png", folder / "spectrum.png"
-    title = f"neural tangent kernel, {words}, {len(report.labels)} images"
+    title = f"neural tangent kernel, {of_data.words}, {len(report.labels)} images"
     try:
         thetas = {name: part.theta for name, part in report.parts.items()}
-        draw_heat(heat, thetas, report.labels, title=f"{title}, sorted by class")
+        draw_heat(
+            heat,
+            thetas,
+            report.labels,
+            title=f"{title}, sorted by class",
+            class_names=of_data.class_names,
+        )
         values = {name: part.eigenvalues for name, part in report.parts.items()}
         draw_spectrum(spectrum, values, title=f"{title}, {report.of} kernel")
     except PictureSkipped as reason:

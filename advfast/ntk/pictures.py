@@ -47,7 +47,7 @@ def draw_heat(
         k = metrics.matrix(kernel)[order][:, order].cpu()
         columns[0].append(_cosines(k))
         columns[1].append(_cosines(metrics.centred(k)))
-    figure = figure_class(figsize=(9.6, 0.5 + 4.3 * len(kernels)), layout="constrained")
+    figure = figure_class(figsize=(9.6, 1.3 + 4.6 * len(kernels)), layout="constrained")
     grid = figure.subplots(len(kernels), 2, squeeze=False)
     low = min(float(k.min()) for k in columns[0])
     off = ~torch.eye(len(labels), dtype=torch.bool)
@@ -64,7 +64,15 @@ def draw_heat(
             _classes(axes, labels[order].cpu(), class_names, "white" if column == 0 else "black")
             axes.set_ylabel(name if column == 0 else "", fontsize=11)
         beyond = "both" if column and extreme < 1 else "neither"
-        figure.colorbar(drawn, ax=list(grid[:, column]), label=head, shrink=0.8, extend=beyond)
+        figure.colorbar(
+            drawn,
+            ax=list(grid[:, column]),
+            label=head,
+            location="bottom",
+            aspect=30,
+            shrink=0.9,
+            extend=beyond,
+        )
     figure.suptitle(title, fontsize=10)
     write_atomic(path, lambda stream: figure.savefig(stream, format="png", dpi=120))
 
