@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import eigen, estimators, exact, operands, quadrature, solve
 from .batches import Batch, Batches
 from .estimators import Estimate
-from .products import METHODS, Products
+from .products import METHODS, Products, check_finite
 from .quadrature import Density, Function
 from .readouts import Cotangents, Readout, check_readout
 from .solve import Solution
@@ -79,7 +79,7 @@ class NTKOperator:
         first = next(iter(self.batches))
         self._one_batch = first.stop == self.n
         with self.subject.running():
-            logits = self._checked(self.subject.logits(first.x[:1]).detach(), first.start)
+            logits = self.subject.logits(first.x[:1]).detach()
             self.cotangents = Cotangents(readout, logits.shape[1])
             self.cotangents.check_labels(self.labels, self.n, "y")
             if isinstance(readout, Tensor) and readout.dim() == 3 and len(readout) != self.n:
@@ -316,7 +316,9 @@ class NTKOperator:
         """The readouts of the network itself, f0(x) [N, R]; for readouts that are combinations of the logits."""
         with self.subject.running(), torch.no_grad():
             parts = [self._readout(self.subject.logits(batch.x)) for batch in self.batches]
-        return self._checked(torch.cat(parts), 0)
+        out = torch.cat(parts)
+        check_finite(out, "outputs")
+        return out
 
     def _readout(self, logits: Tensor) -> Tensor:
         return torch.einsum("no,nro->nr", logits, self.cotangents(logits, None))
@@ -329,7 +331,9 @@ class NTKOperator:
             for batch in Batches(x, None, None, self.device, self.dtype):
                 logits, tangents = self.products.derivative(batch.x, w)
                 parts.append(self._readout(logits + tangents[0]))
-        return self._checked(torch.cat(parts), 0)
+        out = torch.cat(parts)
+        check_finite(out, "outputs")
+        return out
 
     def apply(self, v: Tensor) -> Tensor:
         """`matmat` for the algorithms: float64 to float64."""
@@ -360,13 +364,6 @@ class NTKOperator:
         """J of k vectors: [k, N, R]."""
         with self.subject.running():
             parts = [self.products.push(batch, w) for batch in self.batches]
-        return self._centred(self._checked(torch.cat(parts, 1), 0, sample_axis=1))
-
-    def _checked(self, t: Tensor, start: int, sample_axis: int = 0) -> Tensor:
-        bad = ~t.isfinite()
-        if bad.any():
-            sample = start + int(bad.nonzero()[0, sample_axis])
-            raise ValueError(
-                f"the network's outputs or derivatives are not finite, first at sample {sample}"
-            )
-        return t
+        out = torch.cat(parts, 1)
+        check_finite(out.transpose(0, 1), "derivatives")
+        return self._centred(out)

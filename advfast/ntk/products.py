@@ -149,6 +149,7 @@ class Products:
                 "the outputs depend on none of the parameters that the kernel is taken over "
                 f"({', '.join(self.names[:3])}{', ...' if len(self.names) > 3 else ''})"
             )
+        check_finite(logits.detach(), "outputs", batch.start)
         return logits, self.readout(logits, batch)
 
     def _forward(self, x: Tensor, w: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -163,13 +164,14 @@ class Products:
             return out, tangent
 
         k = len(w[0])
-        with torch.no_grad(), _no_fused_attention():
+        with torch.no_grad(), _no_fused_attention(), warnings.catch_warnings():
+            # torch compiles its rules at the first use by a function it has deprecated.
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+            # Of an operation that vmap takes one by one it tells so: then the loop below is better.
+            warnings.filterwarnings("error", "There is a performance drop")
             if k > 1 and self._together:
                 try:
-                    with warnings.catch_warnings():
-                        # vmap tells so of an operation that it takes one by one: then the loop below is better.
-                        warnings.filterwarnings("error", "There is a performance drop")
-                        out, tangents = torch.func.vmap(along)(*w)
+                    out, tangents = torch.func.vmap(along)(*w)
                     return out[0], tangents
                 except torch.OutOfMemoryError:
                     raise
@@ -199,6 +201,14 @@ class Products:
         ]
         zero = torch.zeros_like(logits)
         return logits.detach(), torch.stack([zero if t is None else t.detach() for t in columns])
+
+
+def check_finite(values: Tensor, what: str, start: int = 0) -> None:
+    """values [n, ...] of the samples from `start` on."""
+    bad = ~values.isfinite().flatten(1).all(1)
+    if bad.any():
+        sample = start + int(bad.nonzero()[0])
+        raise ValueError(f"the network's {what} are not finite, first at sample {sample}")
 
 
 @contextlib.contextmanager
