@@ -61,8 +61,9 @@ def ntk_rows(x: Tensor, g: Tensor, taps: Tensor | None) -> Tensor:
     a = patches(x, taps).flatten(3)  # [n, groups, S, T*e]
     n, readouts, groups, positions, c = g.shape
     left = g.permute(0, 2, 1, 4, 3).reshape(n, groups, readouts * c, positions)
-    rows = (left @ a).view(n, groups, readouts, c, -1)
-    return rows.transpose(1, 2).reshape(n, readouts, groups, c, -1, x.shape[3])
+    count, e = 1 if taps is None else taps.shape[1], x.shape[3]
+    rows = (left @ a).view(n, groups, readouts, c, count, e).transpose(1, 2)
+    return rows.contiguous()  # as the op is declared: with several groups it is a view
 
 
 def ntk_patch_gram(
