@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -176,6 +177,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small networks: a trial, no result")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own")
+    parser.add_argument("--only", type=re.compile, metavar="REGEX", help="networks that it matches")
     parser.add_argument("--out", type=Path, help="CSV to write")
     options = parser.parse_args(arguments)
     if options.threads is not None:
@@ -186,6 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
     known: dict[tuple[object, ...], float] = {}
     begin = time.perf_counter()
     for network, shape in QUICK if options.quick else CASES:
+        if options.only is not None and not options.only.search(network):
+            continue
         model = networks.make(network, shape[0], side=shape[1])
         for samples in (4,) if options.quick else (8, 64):
             for readouts in (1, 10):
@@ -195,6 +199,9 @@ def main(arguments: list[str] | None = None) -> int:
                 own.append(total(shared, network, samples, readouts, found))
                 rows += own
                 print(table(own), flush=True)
+    if not rows:
+        print(f"--only {options.only.pattern} matches no network", file=sys.stderr)
+        return 2
     if options.out is not None:
         with options.out.open("w", newline="") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
