@@ -153,15 +153,12 @@ class Inner:
     """Two kernels of the same samples, their tiles in step.
 
     Attributes:
-        inner: <K, K'>_F.
-        squares: |K|_F^2, |K'|_F^2.
-        difference: |K - K'|_F^2.
+        sums: float64 [4]: <K, K'>_F, |K|_F^2, |K'|_F^2, |K - K'|_F^2.
     """
 
     def __init__(self, view: str) -> None:
         self.view = view
-        self.inner = self.difference = 0.0
-        self.squares = [0.0, 0.0]
+        self.sums = torch.zeros(4, dtype=torch.float64)
 
     def add(self, tile: Tile, other: Tile) -> None:
         if (tile.i, tile.j) != (other.i, other.j) or tile.block.shape != other.block.shape:
@@ -172,10 +169,8 @@ class Inner:
         for (_, _, m), (_, _, m2) in zip(
             pieces(tile, self.view), pieces(other, self.view), strict=True
         ):
-            self.inner += float((m * m2).sum())
-            self.squares[0] += float(m.square().sum())
-            self.squares[1] += float(m2.square().sum())
-            self.difference += float((m - m2).square().sum())
+            found = [(m * m2).sum(), m.square().sum(), m2.square().sum(), (m - m2).square().sum()]
+            self.sums = self.sums.to(m.device) + torch.stack(found)
 
 
 class Histogram:

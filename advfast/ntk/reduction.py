@@ -268,7 +268,8 @@ class _Parts:
 
 
 def _of_two(name: str, inner: Inner) -> float:
+    product, square, other_square, difference = inner.sums.tolist()
     if name == "radius":
-        return math.sqrt(inner.difference)
-    cos = dense.cosine(inner.inner, *inner.squares)
+        return math.sqrt(difference)
+    cos = dense.cosine(product, square, other_square)
     return 1 - cos if name == "distance" else math.acos(cos)
