@@ -61,7 +61,8 @@ class NTKRecorder:
             far as the readout has them.
         of: "trace" or "full", see `advfast.ntk.metrics`.
         path: folder for the records; None: "ntk" in the folder of the run.
-        arguments: of `advfast.ntk.ntk`, such as params, precision, max_bytes.
+        arguments: of `advfast.ntk.ntk`, such as params, precision, max_bytes; `check` is for the first record alone
+            unless it is given.
 
     Raises:
         TypeError, ValueError: bad arguments, here or (what needs the network) when training begins.
@@ -175,7 +176,8 @@ class NTKRecorder:
         row: dict[str, float] = {"epoch": epoch, "step": state.global_step}
         kernels = {}
         for kind, x in images.items():
-            theta = ntk(model, x, y1=self._labels(labels), readout=self.readout, **self.arguments)
+            arguments = {"check": not self.history, **self.arguments}
+            theta = ntk(model, x, y1=self._labels(labels), readout=self.readout, **arguments)
             names = self.metrics
             if names is None:
                 known = scalars.allowed(theta.tensor.shape[2], labels)
