@@ -14,6 +14,7 @@ from torch.utils.data import (
     RandomSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from advfast.data.sources import to_pixels
@@ -34,7 +35,8 @@ class Batches:
 
     Args:
         data: a tensor [N, ...]; a pair (x, y) of tensors; a Dataset of (image, label) or a source of `advfast.data`; or
-            a DataLoader that does not shuffle, which keeps its batch size.
+            a DataLoader that does not shuffle, which keeps its batch size. Those that are not tensors are read once at
+            the start, and later passes compared with that.
         y: int64 [N], in place of the labels in the data.
         batch_size: samples a batch, the last one may be smaller.
         device, dtype: of the network. Floating point x is converted, uint8 becomes k/255, other integers stay.
@@ -98,14 +100,24 @@ class Batches:
                     f"batch_size={batch_size} together with a DataLoader, which has its own"
                 )
             _refuse_shuffling(data)
-            return self._counted(lambda: data)
-        if isinstance(data, Dataset):
-            loader = DataLoader(data, size)
-            return self._counted(lambda: loader)
+            return self._counted(lambda: _passed(data))
+        if isinstance(data, Dataset) and hasattr(data, "__len__"):
+            items: Any = data
+            return self._counted(
+                lambda: (
+                    default_collate([items[i] for i in rows.tolist()])
+                    for rows in torch.arange(len(items)).split(size)
+                    if len(rows)
+                )
+            )
         if hasattr(data, "batch") and hasattr(data, "__len__"):
             source: Any = data
             return self._counted(
-                lambda: (source.batch(rows) for rows in torch.arange(len(source)).split(size))
+                lambda: (
+                    source.batch(rows)
+                    for rows in torch.arange(len(source)).split(size)
+                    if len(rows)
+                )
             )
         raise TypeError(
             "x must be a tensor [N, ...], a pair (x, y) of tensors, a Dataset of (image, label) or a DataLoader, got "
@@ -135,6 +147,14 @@ class Batches:
                 f"batch {number} of x is not what it was on the first pass: the order and the images must be fixed, "
                 "without shuffling or random augmentation"
             )
+
+
+def _passed(loader: DataLoader) -> Iterable[Any]:
+    """One pass; a DataLoader draws a seed for its workers, for which the generator is put back."""
+    state = torch.get_rng_state()
+    iterator = iter(loader)
+    torch.set_rng_state(state)
+    return iterator
 
 
 def _slices(x: Tensor, size: int) -> Callable[[], Iterable[Tensor]]:

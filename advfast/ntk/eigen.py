@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Apply = Callable[[Tensor], Tensor]  # [n, k] float64 to [n, k]
 Pairs = tuple[Tensor, Tensor, Tensor]  # values descending, vectors, norms of A v - lambda v
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
-_CONFIRMATIONS = 50
 
 
 class NotConverged(RuntimeError):
@@ -82,8 +81,11 @@ def lobpcg(
             x = torch.linalg.qr(x)[0]
             ax, p, ap, fresh = apply(x), x[:, :0], x[:, :0], True
             continue
-        w = _orthonormal(left[:, errors > limit], torch.cat([x, p], 1))
-        basis = torch.cat([x, p, w], 1)
+        known = torch.cat([x, p], 1)
+        w = _orthonormal(left[:, errors > limit], known)
+        if not w.shape[1]:  # rounding is all that is left of it
+            w = _orthonormal(_normal(draw, len(x), 1, x), known)
+        basis = torch.cat([known, w], 1)
         products = torch.cat([ax, ap, apply(w)], 1)
         _, c = _rayleigh(basis, products)
         c, b = c[:, : x.shape[1]], x.shape[1]
@@ -146,26 +148,28 @@ def _start(
         return _independent(start.detach().to(like), like.new_empty(n, 0), block, draw)
     if start not in ("labels", "random", None):
         raise ValueError(f"start must be labels, random or a tensor, got {start!r}")
-    if start == "labels" and operator.labels is None:
-        raise ValueError("start='labels' needs labels: pass y, or x with labels")
+    labels = operator.labels
+    if labels is not None and (labels.dim() != 1 or labels.is_floating_point()):
+        labels = None  # targets of another kind
+    if start == "labels" and labels is None:
+        raise ValueError("start='labels' needs labels: pass y [N], or x with labels")
     noise = _normal(draw, n, block, like)
-    if start == "random" or operator.labels is None:
+    if start == "random" or labels is None:
         return noise
-    columns = _labels(operator)[:, :block]
+    columns = _labels(labels, operator.readouts)[:, :block]
     # The noise keeps the start out of spaces that the kernel maps into themselves.
     noise[:, : columns.shape[1]] = columns + 1e-3 * noise[:, : columns.shape[1]] / n**0.5
     return noise
 
 
-def _labels(operator: NTKOperator) -> Tensor:
+def _labels(labels: Tensor, r: int) -> Tensor:
     """Unit vectors [N R, m]: each class against the rest in its own readout, then the constant of each readout, then
     each class in the other readouts."""
-    assert operator.labels is not None
-    classes, which = operator.labels.unique(return_inverse=True)
+    classes, which = labels.unique(return_inverse=True)
     member = torch.nn.functional.one_hot(which, len(classes)).double()
     member = member - member.mean(0)
-    readouts = torch.eye(operator.readouts, dtype=torch.float64, device=operator.device)
-    count, r = len(classes), operator.readouts
+    readouts = torch.eye(r, dtype=torch.float64, device=labels.device)
+    count = len(classes)
     order = sorted(
         ((c, q) for c in range(count) for q in range(r)), key=lambda pair: pair[0] % r != pair[1]
     )
