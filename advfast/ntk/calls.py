@@ -49,6 +49,8 @@ class Split:
 
     def front(self, t: Tensor) -> Tensor:
         """[n, *shape of t with `per` at `dim`], a view where one exists."""
+        if self.per == 1:
+            return t.movedim(self.dim, 0).unsqueeze(self.dim + 1)
         if self.minor:
             return t.unflatten(self.dim, (self.per, -1)).movedim(self.dim + 1, 0)
         return t.unflatten(self.dim, (-1, self.per)).movedim(self.dim, 0)
@@ -74,6 +76,7 @@ class Call:
         self.operands: dict[str, Operand] = {}
         self.shape: tuple[int, ...] = ()  # of the output
         self.keys: dict[str, str] = {}
+        self.channels_last = False
         self.edge: GradientEdge
         self.split: Split
         self.source: Tensor | None = None
@@ -101,7 +104,7 @@ class Call:
         stand_ins = {}
         for role in detached:
             place = self.NAMES.index(role)
-            stand_in = stand_ins[role] = self.operands[role].tensor.detach()
+            stand_in = stand_ins[role] = self.stand_in(role)
             if place < len(args):
                 args[place] = stand_in
             else:
@@ -113,6 +116,10 @@ class Call:
         out = self.func(*args, **kwargs)
         self.edge, self.shape = get_gradient_edge(out), tuple(out.shape)
         return out
+
+    def stand_in(self, role: str) -> Tensor:
+        """The parameter, apart from autograd."""
+        return self.operands[role].tensor.detach()
 
     def inputs(self) -> Iterator[Tensor]:
         """Tensors that `prepare` reads, besides parameters."""
@@ -166,8 +173,7 @@ _VIEWS = {
         "__getitem__ chunk contiguous flatten movedim narrow permute ravel reshape select split squeeze swapaxes "
         "swapdims t tensor_split transpose unbind unflatten unsqueeze view view_as expand expand_as broadcast_to"
     ),
-    torch.Tensor.T.__get__,
-    torch.Tensor.mT.__get__,
+    *(getattr(torch.Tensor, name).__get__ for name in ("T", "mT")),
 }
 
 
@@ -209,6 +215,7 @@ class Recorder(TorchFunctionMode):
         excluded: keys of uses that are left to autograd.
         splits: for each key whose use is wanted where its samples are; None to record without preparing.
         copied: keys of calls whose inputs are written to later.
+        channels_last: whether two-dimensional convolutions are given their weights in that layout.
     """
 
     def __init__(
@@ -218,10 +225,12 @@ class Recorder(TorchFunctionMode):
         excluded: set[str],
         splits: dict[str, Split] | None = None,
         copied: frozenset[str] = frozenset(),
+        channels_last: bool = False,
     ):
         super().__init__()
         self._operands = {id(p): Operand(name, p, None) for name, p in parameters.items()}
         self._rules, self._excluded, self._splits, self._copied = rules, excluded, splits, copied
+        self._channels_last = channels_last
         self._counts: dict[tuple[str, str, str], int] = {}
         self.calls: list[Call] = []
 
@@ -234,6 +243,7 @@ class Recorder(TorchFunctionMode):
             rule = self._rules.get(func)
             if rule is not None:
                 call = rule(func, args, kwargs)
+                call.channels_last = self._channels_last
                 if call.find(self._operands) and call.known():
                     wanted = self._wanted(call)
                     if wanted:

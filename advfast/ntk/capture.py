@@ -7,17 +7,18 @@ parameters; no gradient with respect to a weight is formed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from .calls import Call, Recorder
-from .claims import ALL_RULES, find_claims
+from .claims import ALL_RULES, find_claims, laid_out
 from .generic import Generic
 from .readouts import Cotangents, Readout
 from .subject import Subject
-from .summands import make_summands
+from .summands import Summand, make_summands
 from .terms import Factor, Layer, Rows
 
 
@@ -72,6 +73,7 @@ class Capture:
             self._splits, self._excluded, self._copied = (
                 claims.splits, claims.excluded, claims.copied,
             )  # fmt: skip
+            self._last, self._channels_last = claims.last, claims.channels_last
             self._shapes = {key: _per_sample(call) for key, call in claims.calls.items()}
             self._summands = make_summands(claims)
             self.generic, self.unused = claims.generic, claims.unused
@@ -101,12 +103,20 @@ class Capture:
                     f"{parameter.numel()} elements in layers), expected once"
                 )
 
-    def __call__(self, x: Tensor, y: Tensor | None, rows: Tensor | None) -> list[Factor]:
-        """Factors of the samples x [n, ...], one for each of `layers`; contiguous, detached.
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        rows: Tensor | None = None,
+        out: Sequence[Tensor | None] | None = None,
+    ) -> list[Factor]:
+        """Factors of the samples x [n, ...], one for each of `layers`; detached, contiguous but for `out`.
 
         Args:
             y: labels int64 [n], for readouts that need them.
             rows: int64 [n], which rows of a per-sample readout these samples are.
+            out: for each of `layers` a tensor that its g (or j) is written to and that stands in the factor, of any
+                strides; None where a new one is wanted. New memory costs as much as what is written to it.
 
         Raises:
             ValueError: logits or gradients that are not finite; says of which samples.
@@ -116,18 +126,21 @@ class Capture:
         x = x.detach().to(subject.device)
         with _running(subject):
             recorder = Recorder(
-                subject.parameters, ALL_RULES, self._excluded, self._splits, self._copied
-            )
+                subject.parameters, ALL_RULES, self._excluded, self._splits, self._copied,
+                self._channels_last,
+            )  # fmt: skip
             with recorder:
-                logits = subject.logits(x.clone())
+                logits = subject.logits(laid_out(x, self._channels_last))
             _check_finite(logits.detach().sum(1), "logits")
             calls = self._recorded(recorder, len(x))
             c = self.cotangents(logits, y, rows)
-            factors = self._factors(calls, logits, c)
+            if out is None:
+                out = [None] * len(self.layers)
+            factors = self._factors(calls, logits, c, out)
             if self._generic is not None:
                 j = self._generic(x, c)
                 _check_finite(j.sum((1, 2)), "gradients")
-                factors.append(Rows(j.contiguous()))
+                factors.append(Rows(j if out[-1] is None else out[-1].copy_(j)))
         return factors
 
     def _recorded(self, recorder: Recorder, n: int) -> dict[str, Call]:
@@ -149,23 +162,41 @@ class Capture:
             )
         return calls
 
-    def _factors(self, calls: dict[str, Call], logits: Tensor, c: Tensor) -> list[Factor]:
-        if not calls:
-            return []
+    def _factors(
+        self,
+        calls: dict[str, Call],
+        logits: Tensor,
+        c: Tensor,
+        out: Sequence[Tensor | None],
+    ) -> list[Factor]:
+        """A backward pass a readout. A gradient is taken as the pass comes by (a hook on the call's node) and is free
+        again after; passes end at the calls that have none behind them."""
+        users: dict[str, list[Summand]] = {key: [] for key in calls}
         with torch.no_grad():
-            for summand in self._summands:
-                summand.begin(calls, len(logits), self.readouts, c)
-        edges = {id(call): call.edge for call in calls.values()}
-        for r in range(self.readouts):
-            grads = torch.autograd.grad(
-                logits, list(edges.values()), c[:, r], retain_graph=r + 1 < self.readouts
-            )
-            by_call = dict(zip(edges, grads, strict=True))
-            by_key = {key: by_call[id(call)] for key, call in calls.items()}
-            del grads, by_call
-            with torch.no_grad():
-                for summand in self._summands:
-                    summand.add(r, by_key)
+            for summand, room in zip(self._summands, out, strict=False):
+                summand.begin(calls, len(logits), self.readouts, c, room)
+                for key in summand.keys:
+                    users[key].append(summand)
+        by_call: dict[int, list[str]] = {}
+        for key, call in calls.items():
+            by_call.setdefault(id(call), []).append(key)
+        ends: list[tuple[Call, list[str]]] = []
+        with contextlib.ExitStack() as hooks:
+            taker = _Taker(users)
+            for keys in by_call.values():
+                call = calls[keys[0]]
+                if keys[0] in self._last:
+                    ends.append((call, keys))
+                else:
+                    hooks.callback(taker.hook(call, keys).remove)
+            for r in range(self.readouts if ends else 0):
+                taker.readout = r
+                grads = torch.autograd.grad(
+                    logits, [call.edge for call, _ in ends], c[:, r], retain_graph=r + 1 < self.readouts
+                )  # fmt: skip
+                with torch.no_grad():
+                    for (_, keys), g in zip(ends, grads, strict=True):
+                        taker.take(keys, g)
         factors = []
         with torch.no_grad():
             for summand in self._summands:
@@ -173,6 +204,26 @@ class Capture:
                 _check_finite(finite, f"gradients of {summand.layer.name}")
                 factors.append(factor)
         return factors
+
+
+class _Taker:
+    """Hands gradients to the terms that they are part of."""
+
+    def __init__(self, users: dict[str, list[Summand]]):
+        self._users, self.readout = users, 0
+
+    def hook(self, call: Call, keys: list[str]) -> RemovableHandle:
+        place = call.edge.output_nr
+
+        def before(grads: tuple[Tensor, ...]) -> None:
+            self.take(keys, grads[place])
+
+        return call.edge.node.register_prehook(before)
+
+    def take(self, keys: list[str], g: Tensor) -> None:
+        for key in keys:
+            for summand in self._users[key]:
+                summand.add(self.readout, key, g)
 
 
 def _per_sample(call: Call) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from .calls import Call, Recorder, Split
 from .rules import RULES
@@ -32,6 +33,8 @@ class Claims:
     unused: tuple[str, ...]
     excluded: set[str]  # uses that are left to autograd
     copied: frozenset[str]  # uses whose call has its input written to later
+    last: frozenset[str]  # uses whose call no other claimed call comes before
+    channels_last: bool  # layout of the images
     logits: Tensor  # [2, O]
 
 
@@ -59,8 +62,9 @@ def find_claims(subject: Subject, example: Tensor) -> Claims:
         ValueError: a sample's logits depend on another sample.
     """
     excluded: set[str] = set()
+    channels_last = _channels_last(subject, example)
     while True:
-        runs = [_run(subject, example, count, excluded) for count in _COUNTS]
+        runs = [_run(subject, example, count, excluded, channels_last) for count in _COUNTS]
         if not excluded:
             _check_apart(subject, runs[-1])
         splits, refused = _splits(runs)
@@ -69,16 +73,38 @@ def find_claims(subject: Subject, example: Tensor) -> Claims:
         if not refused:
             break
         excluded |= refused
-    return _settled(subject, runs, splits, excluded)
+    return _settled(subject, runs, splits, excluded, channels_last)
 
 
-def _run(subject: Subject, example: Tensor, count: int, excluded: set[str]) -> _Run:
+def laid_out(x: Tensor, channels_last: bool) -> Tensor:
+    """A copy of x for the network."""
+    return x.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _channels_last(subject: Subject, example: Tensor) -> bool:
+    """Whether images are best run that way: on a CPU, where the convolutions are no slower and the gradients come in
+    the order in which they are kept; unless the network does not take it."""
+    if example.dim() != 4 or example.device.type != "cpu" or not example.is_floating_point():
+        return False
+    with torch.no_grad():
+        plain = subject.logits(example[:1].clone())
+        try:
+            other = subject.logits(laid_out(example[:1], True))
+        except RuntimeError:  # it takes a view that this layout does not have
+            return False
+    tolerance = 1e-3 if plain.dtype == torch.float32 else 1e-9
+    return bool((other - plain).abs().max() <= tolerance * plain.abs().max())
+
+
+def _run(
+    subject: Subject, example: Tensor, count: int, excluded: set[str], channels_last: bool
+) -> _Run:
     x = example.detach()[torch.arange(count) % len(example)]
     if x.is_floating_point():
         x.requires_grad_()
-    recorder = Recorder(subject.parameters, ALL_RULES, excluded)
+    recorder = Recorder(subject.parameters, ALL_RULES, excluded, channels_last=channels_last)
     with recorder:
-        logits = subject.logits(x.clone())
+        logits = subject.logits(laid_out(x, channels_last))
     if not bool(logits.isfinite().all()):
         raise ValueError("model: the logits of the example are not finite")
     return _Run(count, recorder.calls, logits, x)
@@ -171,7 +197,11 @@ def _verified(runs: list[_Run], splits: dict[str, Split]) -> tuple[dict[str, Spl
 
 
 def _settled(
-    subject: Subject, runs: list[_Run], splits: dict[str, Split], excluded: set[str]
+    subject: Subject,
+    runs: list[_Run],
+    splits: dict[str, Split],
+    excluded: set[str],
+    channels_last: bool,
 ) -> Claims:
     parameters = subject.parameters
     reached: set[str] = set()
@@ -209,7 +239,33 @@ def _settled(
         unused=tuple(name for name in parameters if name not in reached | claimed),
         excluded=excluded,
         copied=copied,
+        last=_last(calls),
+        channels_last=channels_last,
         logits=small.logits.detach(),
+    )
+
+
+def _last(calls: dict[str, Call]) -> frozenset[str]:
+    """Keys of calls from whose node a backward pass reaches no other call: where it may end."""
+    own = {call.edge.node for call in calls.values()}
+    reaches: dict[Node, bool] = {}  # whether a call is at the node or behind it
+    for start in own:
+        stack = [start]
+        while stack:
+            node = stack[-1]
+            behind = [after for after, _ in node.next_functions if after is not None]
+            open_ones = [after for after in behind if after not in reaches]
+            if open_ones:
+                stack.extend(open_ones)
+                continue
+            stack.pop()
+            reaches[node] = node in own or any(reaches[after] for after in behind)
+    return frozenset(
+        key
+        for key, call in calls.items()
+        if not any(
+            reaches[after] for after, _ in call.edge.node.next_functions if after is not None
+        )
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,8 @@ class Generic:
         self._subject, self.names = subject, names
         self.columns = sum(subject.parameters[name].numel() for name in names)
         self._rows: Callable[[Tensor, Tensor], Tensor] = self._looped
+        if any(isinstance(module, torch.jit.ScriptModule) for module in subject.model.modules()):
+            return  # what it is compiled to changes after some runs
         expected = self._looped(example[:1], cotangents[:1])
         try:
             got = self._mapped(example[:1], cotangents[:1])
@@ -59,7 +62,9 @@ class Generic:
 
         row = self.columns * cotangents.shape[1] * x.new_empty((), dtype=cotangents.dtype).itemsize
         chunk = max(1, _BYTES // max(1, row))
-        return torch.func.vmap(sample, chunk_size=chunk)(x, cotangents)
+        with torch.no_grad(), warnings.catch_warnings():  # of what is around the transforms
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return torch.func.vmap(sample, chunk_size=chunk)(x, cotangents).contiguous()
 
     def _looped(self, x: Tensor, cotangents: Tensor) -> Tensor:
         parameters = [self._subject.parameters[name] for name in self.names]

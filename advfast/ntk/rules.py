@@ -19,17 +19,20 @@ def sum_to(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     """[n, elements of shape] of t [n, ...]: the gradient of an operand of this shape that was broadcast or repeated to
     that of t[0]."""
     shape = (1,) * (t.dim() - 1 - len(shape)) + shape
-    same = [have == want for have, want in zip(t.shape[1:], shape, strict=True)]
-    if not all(same):
-        if all(ok or want == 1 for ok, want in zip(same, shape, strict=True)):
-            t = t.sum([d + 1 for d, ok in enumerate(same) if not ok], keepdim=True)
-        else:
-            parts = [1]
-            for have, want in zip(t.shape[1:], shape, strict=True):
-                parts += [have // want, want]
-            parts[0] = len(t)
-            t = t.reshape(parts).sum(list(range(1, len(parts), 2)))
-    return t.flatten(1)
+    parts, summed, kept = [len(t)], [], True
+    for have, want in zip(t.shape[1:], shape, strict=True):
+        for size, keep in ((have // want, False), (want, True)):
+            if size == 1:
+                continue
+            if keep == kept and len(parts) > 1:  # neighbours with one fate are one dimension
+                parts[-1] *= size
+                continue
+            if not keep:
+                summed.append(len(parts))
+            parts.append(size)
+            kept = keep
+    t = t.reshape(parts)
+    return (t.sum(summed) if summed else t).flatten(1)
 
 
 class Broadcast(Call):

@@ -67,6 +67,12 @@ class _Conv(Broadcast):
     def fits(self, role: str, split: Split) -> bool:
         return split.dim == 0
 
+    def stand_in(self, role: str) -> Tensor:
+        t = super().stand_in(role)
+        if self.channels_last and t.dim() == 4:
+            t = t.contiguous(memory_format=torch.channels_last)
+        return t
+
     def kind(self, role: str) -> str:
         return "product" if role == "weight" else "rows"
 

@@ -18,20 +18,35 @@ class Summand:
     """One layer and the uses whose gradients make its factor."""
 
     layer: Layer
+    _filled: Tensor
 
     def __init__(self, keys: list[str]):
         self.keys = keys
 
-    def begin(self, calls: Mapping[str, Call], n: int, readouts: int, like: Tensor) -> None:
+    def begin(
+        self,
+        calls: Mapping[str, Call],
+        n: int,
+        readouts: int,
+        like: Tensor,
+        out: Tensor | None = None,
+    ) -> None:
+        """out: where g of a product or of tokens, or j of rows, is to be written."""
         raise NotImplementedError
 
-    def add(self, readout: int, grads: Mapping[str, Tensor]) -> None:
-        """grads: by use, with respect to the output of its call."""
+    def add(self, readout: int, key: str, g: Tensor) -> None:
+        """g: with respect to the output of the call of this use; each use once a readout."""
         raise NotImplementedError
 
     def end(self) -> tuple[Factor, Tensor]:
         """The factor, and a number for each sample that is finite where the gradients are, [n]."""
         raise NotImplementedError
+
+    def _taken(self) -> Tensor:
+        """What was filled, held here no longer."""
+        filled = self._filled
+        del self._filled
+        return filled
 
 
 class ProductSummand(Summand):
@@ -53,6 +68,7 @@ class ProductSummand(Summand):
             self.counts.append(pixels if own is None else len(own))
             sources.append(source)
             start += pixels
+        self.starts = _starts(self.counts)
         groups, features = sources[0].shape[1], sources[0].shape[3]
         window = taps[0].shape[1] if taps else 1
         columns = first.operands[_role(first, keys[0])].tensor.numel()
@@ -69,20 +85,20 @@ class ProductSummand(Summand):
             taps=torch.cat(taps).contiguous() if taps else None,
         )
 
-    def begin(self, calls, n, readouts, like):
+    def begin(self, calls, n, readouts, like, out=None):
         layer, self._calls = self.layer, [calls[key] for key in self.keys]
-        self._g = like.new_empty(n, readouts, layer.groups, layer.positions, layer.channels)
+        shape = (n, readouts, layer.groups, layer.positions, layer.channels)
+        self._filled = _room(out, shape, like, layer.name)
 
-    def add(self, readout, grads):
-        start = 0
-        for key, call, count in zip(self.keys, self._calls, self.counts, strict=True):
-            self._g[:, readout, :, start : start + count] = call.positions(grads[key])
-            start += count
+    def add(self, readout, key, g):
+        place = self.keys.index(key)
+        start, count = self.starts[place], self.counts[place]
+        self._filled[:, readout, :, start : start + count] = self._calls[place].positions(g)
 
     def end(self):
         sources = [_source(call) for call in self._calls]
         x = sources[0] if len(sources) == 1 else torch.cat(sources, 2)
-        g, self._g, self._calls = self._g, None, []
+        g, self._calls = self._taken(), []
         return Product(x, g), g.sum((1, 2, 3, 4))
 
 
@@ -92,6 +108,7 @@ class TokensSummand(Summand):
     def __init__(self, keys: list[str], calls: Mapping[str, Call], name: str):
         super().__init__(keys)
         self.counts = [_source(calls[key]).shape[1] for key in keys]
+        self.starts = _starts(self.counts)
         table = calls[keys[0]].operands["weight"].tensor
         self.layer = Layer(
             name=name,
@@ -102,19 +119,19 @@ class TokensSummand(Summand):
             channels=table.shape[1],
         )
 
-    def begin(self, calls, n, readouts, like):
+    def begin(self, calls, n, readouts, like, out=None):
         self._calls = [calls[key] for key in self.keys]
-        self._g = like.new_empty(n, readouts, self.layer.positions, self.layer.channels)
+        shape = (n, readouts, self.layer.positions, self.layer.channels)
+        self._filled = _room(out, shape, like, self.layer.name)
 
-    def add(self, readout, grads):
-        start = 0
-        for key, call, count in zip(self.keys, self._calls, self.counts, strict=True):
-            self._g[:, readout, start : start + count] = call.positions(grads[key])[:, 0]
-            start += count
+    def add(self, readout, key, g):
+        place = self.keys.index(key)
+        start, count = self.starts[place], self.counts[place]
+        self._filled[:, readout, start : start + count] = self._calls[place].positions(g)[:, 0]
 
     def end(self):
         ids = torch.cat([_source(call) for call in self._calls], 1)
-        g, self._g, self._calls = self._g, None, []
+        g, self._calls = self._taken(), []
         return Tokens(ids, g), g.sum((1, 2, 3))
 
 
@@ -131,18 +148,22 @@ class RowsSummand(Summand):
             parameters=(_parameter(call, keys[0]),),
         )
 
-    def begin(self, calls, n, readouts, like):
-        self._calls = [(key, calls[key], _role(calls[key], key)) for key in self.keys]
-        self._j = like.new_empty(n, readouts, self.layer.columns)
+    def begin(self, calls, n, readouts, like, out=None):
+        self._calls = {key: (calls[key], _role(calls[key], key)) for key in self.keys}
+        self._filled = _room(out, (n, readouts, self.layer.columns), like, self.layer.name)
+        if len(self.keys) > 1:
+            self._filled.zero_()
 
-    def add(self, readout, grads):
-        rows = [call.rows(role, grads[key]) for key, call, role in self._calls]
-        self._j[:, readout] = rows[0]
-        for more in rows[1:]:
-            self._j[:, readout] += more
+    def add(self, readout, key, g):
+        call, role = self._calls[key]
+        rows = call.rows(role, g)
+        if len(self.keys) == 1:
+            self._filled[:, readout] = rows
+        else:
+            self._filled[:, readout] += rows
 
     def end(self):
-        j, self._j, self._calls = self._j, None, []
+        j, self._calls = self._taken(), {}
         return Rows(j), j.sum((1, 2))
 
 
@@ -154,15 +175,16 @@ class TiedSummand(Summand):
         self._groups = groups
         self.layer = Layer(name=name, kind="rows", columns=columns, parameters=(groups[0][1].name,))
 
-    def begin(self, calls, n, readouts, like):
-        self._j = like.new_zeros(n, readouts, self.layer.columns)
+    def begin(self, calls, n, readouts, like, out=None):
+        self._filled = _room(out, (n, readouts, self.layer.columns), like, self.layer.name).zero_()
         self._first = [calls[summand.keys[0]] for summand, _ in self._groups]
         for summand, _ in self._groups:
             summand.begin(calls, n, readouts, like)
 
-    def add(self, readout, grads):
+    def add(self, readout, key, g):
         for summand, _ in self._groups:
-            summand.add(readout, grads)
+            if key in summand.keys:
+                summand.add(readout, key, g)
 
     def end(self):
         for (summand, operand), call in zip(self._groups, self._first, strict=True):
@@ -177,11 +199,26 @@ class TiedSummand(Summand):
             else:
                 rows = factor.j
             if operand.index is None:
-                self._j += rows
+                self._filled += rows
             else:
-                self._j[:, :, operand.index.flatten()] += rows
-        j, self._j, self._first = self._j, None, []
+                self._filled[:, :, operand.index.flatten()] += rows
+        j, self._first = self._taken(), []
         return Rows(j), j.sum((1, 2))
+
+
+def _room(out: Tensor | None, shape: tuple[int, ...], like: Tensor, name: str) -> Tensor:
+    if out is None:
+        return like.new_empty(shape)
+    if out.shape != shape or out.dtype != like.dtype or out.device != like.device:
+        raise ValueError(
+            f"out for {name} must be {like.dtype} {shape} on {like.device}, got {out.dtype} {tuple(out.shape)} on "
+            f"{out.device}"
+        )
+    return out
+
+
+def _starts(counts: list[int]) -> list[int]:
+    return [sum(counts[:place]) for place in range(len(counts))]
 
 
 def _role(call: Call, key: str) -> str:
