@@ -57,12 +57,10 @@ class Leading:
         scale = float(values[0])
         self.block = None
         if not self.converged:
-            new = product
-            for _ in range(2):
-                new = new - q @ (q.T @ new)
+            new = product - q @ (q.T @ product)
             left, sizes, _ = torch.linalg.svd(new, full_matrices=False)
             left = left[:, sizes > _NEGLIGIBLE * scale]
-            left = left - q @ (q.T @ left)
+            left = left - q @ (q.T @ left)  # once is not enough where little was left
             if left.shape[1]:
                 self.block = torch.linalg.qr(left)[0]
 

@@ -204,6 +204,15 @@ def test_float32_kernels_are_reduced_in_float64():
     assert summary(single, Y) == summary(single.double(), Y)
 
 
+def test_rounding_that_is_not_symmetric_is_evened_out():
+    single = K.float()
+    uneven = single * (1 + 1e-6 * torch.randn(single.shape))
+    for of in metrics.OF:
+        k = metrics.matrix(uneven, of)
+        assert torch.equal(k, k.T)
+        torch.testing.assert_close(k, metrics.matrix(single, of), rtol=1e-5, atol=1e-6)
+
+
 BROKEN = {
     "nan": lambda: torch.full((2, 2), float("nan")),
     "asymmetric": lambda: torch.tensor([[1.0, 0.5], [0.4, 1.0]]),

@@ -149,6 +149,11 @@ def test_a_resumed_run_has_the_same_records(digits, probe, tmp_path, stop):
     broken = NTKRecorder(*probe, at=at, attack=None, readout="sum")
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "broken", [broken, StopAt(stop)], **settings)
+    table = tmp_path / "broken" / "ntk" / "ntk.csv"
+    rows = table.read_text().splitlines()
+    assert rows[-1].split(",")[1] == str(stop)
+    # Beyond the last saving: it is made again, so what it says does not matter.
+    table.write_text("\n".join([*rows[:-1], rows[-1].replace(".", "1.")]) + "\n")
     resumed = NTKRecorder(*probe, at=at, attack=None, readout="sum")
     run(digits, tmp_path / "broken", [resumed], resume=True, **settings)
     same(whole.history, resumed.history)
@@ -174,7 +179,7 @@ def test_an_attack_of_ones_own_sees_the_network_in_eval_mode(digits, probe, tmp_
         torch.rand(3)
         return (images + 0.1).clamp(0, 1)
 
-    recorder = NTKRecorder(*probe, every=2, attack=attack, readout="sum", metrics=["top_share"])
+    recorder = NTKRecorder(*probe, at=[0, 0.5], attack=attack, readout="sum", metrics=["top_share"])
     with_it = run(digits, tmp_path / "a", [recorder])
     assert seen == [(False, 20)] * 2
     without = run(digits, tmp_path / "b", [])

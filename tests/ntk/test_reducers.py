@@ -213,6 +213,22 @@ def test_leading_eigenvalues_of_a_hard_spectrum():
     assert search.values.tolist() == pytest.approx([1, 0.99, 0.98], rel=1e-12)
 
 
+def test_the_search_keeps_its_vectors_orthogonal():
+    """Over thirteen orders of magnitude, where what a product adds to the known directions is mostly rounding."""
+    q = torch.linalg.qr(torch.randn(120, 120, dtype=torch.float64))[0]
+    values = 10 ** torch.linspace(0, -13, 120, dtype=torch.float64)
+    k = (q * values) @ q.T
+    search = Leading(120, 4, tol=0)
+    while search.block is not None:
+        search.absorb(k @ search.block)
+    basis = torch.cat(search._basis, 1)
+    assert basis.shape[1] > 40
+    torch.testing.assert_close(
+        basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64), rtol=0, atol=1e-12
+    )
+    assert search.values.tolist() == pytest.approx(values[:4].tolist(), rel=1e-13)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
