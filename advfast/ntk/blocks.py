@@ -14,7 +14,7 @@ from dataclasses import dataclass
 _ROWS = {"cpu": 160, "cuda": 2048}
 _CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 _BLOCK_BYTES = {"cpu": 512 << 20, "cuda": 8 << 30}
-_CHUNK = {"cpu": 32, "cuda": 512}
+_CHUNK = {"cpu": 160, "cuda": 512}
 
 
 def _up(a: int, b: int) -> int:

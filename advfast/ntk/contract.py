@@ -10,14 +10,12 @@ from torch import Tensor
 from advfast import kernels
 from advfast.kernels.ntk.reference import product
 
-from .costs import padded
-from .planner import Choice, Plan
 from .terms import Factor, Layer, Product, Rows, Tokens
 
 
-@dataclass
+@dataclass(frozen=True)
 class Held:
-    """What is kept of one layer for the samples of a tile or a column block: [samples, ...] in its tensors.
+    """What is kept of one layer for the samples of a block: [samples, ...] in its tensors.
 
     order M: `a` is [n, R, columns], of several layers if `layer` is None; C and G: `a` is x; tokens: `a` is ids.
     """
@@ -27,57 +25,28 @@ class Held:
     a: Tensor
     g: Tensor | None = None
 
-    def block(self, first: int, count: int) -> Held:
-        g = None if self.g is None else self.g[first : first + count]
-        return Held(self.layer, self.order, self.a[first : first + count], g)
 
-
-def empty(row: Choice, layer: Layer, plan: Plan, samples: int, like: Tensor) -> Held:
-    """Room for `samples` samples, not yet filled, but for the columns that fill up a cache line: these are zero.
-
-    Args:
-        layer: the layer on this side (its geometry differs from the other's where the images' sizes do).
-        like: a tensor of the device and dtype.
-    """
-    r = plan.readouts
-    readouts, fold = (1, r) if plan.trace else (r, 1)
-    if row.order == "M":
-        return Held(layer, "M", rows(samples, readouts, fold * layer.columns, like))
-    g = like.new_empty(samples, readouts, layer.groups, layer.positions, fold * layer.channels)
-    if layer.kind == "tokens":
-        return Held(
-            layer, "C", like.new_zeros(samples, layer.positions, dtype=torch.int64), g[:, :, 0]
-        )
-    x = like.new_zeros(samples, layer.groups, layer.pixels, layer.features)
-    return Held(layer, row.order, x, g)
-
-
-def rows(samples: int, readouts: int, columns: int, like: Tensor) -> Tensor:
-    """[samples, readouts, padded columns], zero behind the columns."""
-    a = like.new_empty(samples, readouts, padded(columns))
-    a[:, :, columns:] = 0
-    return a
-
-
-def fill(held: Held, factor: Factor, at: int, count: int, *, trace: bool) -> None:
-    """Puts the first `count` samples of a captured chunk at samples at .. at + count - 1."""
-    where = slice(at, at + count)
-    if held.order == "M":
+def held(layer: Layer, order: str, factor: Factor, *, trace: bool) -> Held:
+    """What an order needs of a captured factor."""
+    if order == "M":
         if isinstance(factor, Product):
-            assert held.layer is not None
-            j = kernels.ntk_rows(factor.x[:count], factor.g[:count], held.layer.taps).flatten(2)
+            j = kernels.ntk_rows(factor.x, factor.g, layer.taps).flatten(2)
         else:
             assert isinstance(factor, Rows)
-            j = factor.j[:count]
-        j = j.flatten(1).unsqueeze(1) if trace else j
-        held.a[where, :, : j.shape[2]] = j  # the columns behind fill up a cache line
-        return
-    assert isinstance(factor, (Product, Tokens)) and held.g is not None
-    held.a[where] = (factor.x if isinstance(factor, Product) else factor.ids)[:count]
-    g = factor.g[:count]
+            j = factor.j
+        return Held(layer, "M", j.flatten(1).unsqueeze(1) if trace else j)
+    assert isinstance(factor, (Product, Tokens))
+    g = factor.g
     if trace:  # sum over r of g_r . g_r: the readouts stand side by side in the channels
         g = g.movedim(1, -2).flatten(-2).unsqueeze(1)
-    held.g[where] = g
+    return Held(
+        layer, order, factor.x if isinstance(factor, Product) else factor.ids, g.contiguous()
+    )
+
+
+def emptied(factor: Factor, first: int) -> None:
+    """Zeros the gradients from sample `first` on, so that these samples contribute nothing."""
+    (factor.j if isinstance(factor, Rows) else factor.g)[first:] = 0
 
 
 def add(out: Tensor, left: Held, right: Held, precision: str, *, upper: bool) -> None:
@@ -130,11 +99,7 @@ def _add_tokens(
     """An embedding: the gradients of equal tokens meet. One sample of the left side at a time."""
     n1, r1 = g1.shape[:2]
     n2, r2 = g2.shape[:2]
-    target = (
-        out.view(n1, r1, n2, r2)
-        if out.is_contiguous()
-        else out.unflatten(0, (n1, r1)).unflatten(2, (n2, r2))
-    )
+    target = out.unflatten(0, (n1, r1)).unflatten(2, (n2, r2))
     for i in range(n1):
         same = (ids1[i][None, :, None] == ids2[:, None, :]).to(g2.dtype)  # [n2, S1, S2]
         chain = product(same.unsqueeze(1), g2, precision)  # [n2, R2, S1, c]

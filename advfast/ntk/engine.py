@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import contract, planner
 from .blocks import Blocks
 from .capture import Capture
-from .factors import Factors
+from .factors import Block, joined, kept
 from .planner import Plan
 from .readouts import Cotangents, Readout, check_readout
 from .shards import Shards
@@ -191,21 +191,24 @@ class Engine:
     def like(self) -> Tensor:
         return torch.empty(0, device=self.subject.device, dtype=self.subject.dtype)
 
-    def _room(self, side: Side, samples: int) -> Factors:
-        return Factors(self.plan, side.capture.layers, samples, self.like, apart=self.apart)
-
-    def _fill(self, side: Side, into: Factors, block: int, place: int) -> None:
-        """Captures a block of a side, in chunks of one size, as block `place` of `into`."""
+    def _captured(self, side: Side, block: int) -> Block:
+        """The factors of a block of a side, captured in chunks of one size."""
         start, stop = side.blocks.span(block, block + 1)
-        chunk, at = side.blocks.chunk, place * side.blocks.block
-        for first in range(start, stop, chunk):
-            count = min(chunk, stop - first)
-            # The last chunk is filled up with its last sample: all have one shape, and its bits are kept.
-            rows = torch.arange(first, first + chunk).clamp(max=first + count - 1)
-            x = self.placed(side.x[rows.to(side.x.device)])
-            y = None if side.y is None else side.y[rows.to(side.y.device)].to(self.subject.device)
-            into.fill(side.capture(x, y, rows), at + first - start, count)
-        into.clear(at + stop - start, at + side.blocks.block)
+        chunk = side.blocks.chunk
+        chunks = []
+        with self.subject.running():
+            for first in range(start, stop, chunk):
+                count = min(chunk, stop - first)
+                # The last chunk is filled up with its last sample: all have one shape, and its bits are kept.
+                rows = torch.arange(first, first + chunk).clamp(max=first + count - 1)
+                x = self.placed(side.x[rows.to(side.x.device)])
+                y = None
+                if side.y is not None:
+                    y = side.y[rows.to(side.y.device)].to(self.subject.device)
+                factors = side.capture(x, y, rows)
+                layers = side.capture.layers
+                chunks.append(kept(factors, self.plan, layers, count, apart=self.apart))
+        return joined(chunks, chunk, side.blocks.block)
 
     def pieces(
         self, wanted: Callable[[int, int], bool] | None = None
@@ -222,7 +225,6 @@ class Engine:
         own = (
             self.shards.own if wanted is None else {pair for pair in self._pairs() if wanted(*pair)}
         )
-        held = columns = None
         for first in range(0, left.blocks.count, step):
             inside = range(first, min(first + step, left.blocks.count))
             todo: dict[int, list[int]] = {}
@@ -232,29 +234,20 @@ class Engine:
             needed = {i for rows in todo.values() for i in rows}
             if self.symmetric:
                 needed |= set(todo) & set(inside)
-            held = held or self._room(left, step * left.blocks.block)
-            with self.subject.running():
-                for i in sorted(needed):
-                    self._fill(left, held, i, i - first)
+            held = {i: self._captured(left, i) for i in sorted(needed)}
             for j, rows in todo.items():
-                if self.symmetric and j in inside:
-                    other, place = held, j - first
-                else:
-                    columns = columns or self._room(right, right.blocks.block)
-                    with self.subject.running():
-                        self._fill(right, columns, j, 0)
-                    other, place = columns, 0
+                column = held[j] if self.symmetric and j in held else self._captured(right, j)
                 for i in rows:
-                    yield i, j, self._piece(held, i - first, other, place, i, j)
+                    yield i, j, self._piece(held[i], column, i, j)
+                del column
+            held.clear()
 
     def _pairs(self) -> Iterator[tuple[int, int]]:
         for i in range(self.left.blocks.count):
             for j in range(i if self.symmetric else 0, self.right.blocks.count):
                 yield i, j
 
-    def _piece(
-        self, held: Factors, place: int, other: Factors, across: int, i: int, j: int
-    ) -> Piece:
+    def _piece(self, held: Block, column: Block, i: int, j: int) -> Piece:
         """One pair of blocks, layer after layer."""
         b1, b2 = self.left.blocks.block, self.right.blocks.block
         shape = (b1 * self.readouts, b2 * self.readouts)
@@ -262,13 +255,9 @@ class Engine:
         (i0, i1), (j0, j1) = self.left.blocks.span(i, i + 1), self.right.blocks.span(j, j + 1)
         total = self.like.new_zeros(shape)
         parts: dict[str, Tensor] = {}
-        for name in held.held:
+        for name, one in held.items():
             out = self.like.new_zeros(shape) if self.apart else total
-            one, two = (
-                held.held[name].block(place * b1, b1),
-                other.held[name].block(across * b2, b2),
-            )
-            contract.add(out, one, two, self.precision, upper=diagonal)
+            contract.add(out, one, column[name], self.precision, upper=diagonal)
             if self.apart:
                 total += out
                 parts[name] = self._finished(out, i1 - i0, j1 - j0, diagonal)

@@ -1,67 +1,65 @@
-"""The factors of the samples of a tile or a column block: filled chunk by chunk, taken block by block."""
+"""The factors of a block of samples, as the orders of contraction need them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from . import contract
-from .contract import Held
+from .contract import Held, emptied, held
 from .costs import padded
 from .planner import Plan
 from .terms import Factor, Layer
 
 MERGED = "rows"
-"""Name of the summand that all layers of order M make together: one matrix product instead of many small ones."""
+"""Name of the summand that small layers of order M make together: one matrix product instead of many small ones."""
+_SMALL = 8192  # columns
+
+Block = dict[str, Held]
 
 
-class Factors:
-    """Room for `samples` samples.
+def kept(
+    factors: list[Factor], plan: Plan, layers: tuple[Layer, ...], count: int, *, apart: bool
+) -> Block:
+    """What is kept of a captured chunk, of which the first `count` samples are real; empties `factors`.
 
     Args:
         layers: of this side, in the plan's order.
-        like: a tensor of the device and dtype.
-        apart: keep the layers of order M apart, so that each one's part can be told.
+        apart: keep small layers apart too, so that each one's part can be told.
     """
+    found: Block = {}
+    small: list[Tensor] = []
+    factors.reverse()
+    for row, layer in zip(plan.layers, layers, strict=True):
+        factor = factors.pop()  # freed as soon as it is used
+        emptied(factor, count)
+        one = held(layer, row.order, factor, trace=plan.trace)
+        if row.order == "M":
+            # Rows begin at cache lines, wherever they stand: a product's bits can depend on that.
+            columns = one.a.shape[2]
+            a = one.a if columns == padded(columns) else pad(one.a, (0, padded(columns) - columns))
+            if columns < _SMALL and not apart:
+                small.append(a)
+                continue
+            one = Held(layer, "M", a)
+        found[layer.name] = one
+    if small:
+        found[MERGED] = Held(None, "M", torch.cat(small, 2))
+    return found
 
-    def __init__(
-        self, plan: Plan, layers: tuple[Layer, ...], samples: int, like: Tensor, *, apart: bool
-    ):
-        self.trace = plan.trace
-        readouts, fold = (1, plan.readouts) if plan.trace else (plan.readouts, 1)
-        self.held: dict[str, Held] = {}
-        self._places: list[tuple[str, int, int]] = []  # held, first column, columns
-        start = 0
-        gaps: list[tuple[int, int]] = []
-        for row, layer in zip(plan.layers, layers, strict=True):
-            merge = row.order == "M" and not apart
-            columns = fold * layer.columns
-            self._places.append((MERGED if merge else layer.name, start if merge else 0, columns))
-            if merge:
-                gaps.append((start + columns, start + padded(columns)))
-                start += padded(columns)
-            else:
-                self.held[layer.name] = contract.empty(row, layer, plan, samples, like)
-        if start:
-            self.held[MERGED] = Held(None, "M", like.new_empty(samples, readouts, start))
-            for first, last in gaps:
-                self.held[MERGED].a[:, :, first:last] = 0
-        self._layers = layers
 
-    def fill(self, factors: list[Factor], at: int, count: int) -> None:
-        """Puts the first `count` samples of a captured chunk at samples at .. at + count - 1; empties `factors`."""
-        factors.reverse()
-        for layer, (name, start, columns) in zip(self._layers, self._places, strict=True):
-            factor = factors.pop()  # freed as soon as it is used
-            held = self.held[name]
-            if held.order == "M":
-                held = replace(held, layer=layer, a=held.a[:, :, start : start + columns])
-            contract.fill(held, factor, at, count, trace=self.trace)
-
-    def clear(self, first: int, last: int) -> None:
-        """Zeros for samples first .. last - 1: the rest of a block that is partly empty."""
-        for held in self.held.values():
-            for t in (held.a, held.g):
-                if t is not None:
-                    t[first:last] = 0
+def joined(chunks: list[Block], chunk: int, block: int) -> Block:
+    """One block of `block` samples of its chunks; what is missing of it is zero."""
+    missing = block // chunk - len(chunks)
+    if len(chunks) == 1 and not missing:
+        return chunks[0]
+    result: Block = {}
+    for name in list(chunks[0]):
+        parts = [one.pop(name) for one in chunks]
+        a = torch.cat([part.a for part in parts] + [torch.zeros_like(parts[0].a)] * missing)
+        g = None
+        if parts[0].g is not None:
+            of = [part.g for part in parts if part.g is not None]
+            g = torch.cat(of + [torch.zeros_like(of[0])] * missing)
+        result[name] = Held(parts[0].layer, parts[0].order, a, g)
+    return result
