@@ -233,6 +233,7 @@ class Recorder(TorchFunctionMode):
         self._channels_last = channels_last
         self._counts: dict[tuple[str, str, str], int] = {}
         self.calls: list[Call] = []
+        self.seen: list[str] = []  # keys of all uses
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -258,6 +259,7 @@ class Recorder(TorchFunctionMode):
             which = (getattr(call.func, "__name__", "call"), role, operand.name)
             count = self._counts[which] = self._counts.get(which, -1) + 1
             call.keys[role] = ":".join((*which, str(count)))
+            self.seen.append(call.keys[role])
         return [role for role, key in call.keys.items() if key not in self._excluded]
 
     def _record(self, call: Call, wanted: list[str]) -> Tensor:

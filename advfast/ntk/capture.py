@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from .calls import Call, Recorder
-from .claims import ALL_RULES, find_claims, laid_out
+from .claims import ALL_RULES, find_claims, laid_out, reached_by
 from .generic import Generic
 from .readouts import Cotangents, Readout
 from .subject import Subject
@@ -73,6 +73,7 @@ class Capture:
             self._splits, self._excluded, self._copied = (
                 claims.splits, claims.excluded, claims.copied,
             )  # fmt: skip
+            self._seen = claims.seen
             self._last, self._channels_last = claims.last, claims.channels_last
             self._shapes = {key: _per_sample(call) for key, call in claims.calls.items()}
             self._summands = make_summands(claims)
@@ -132,7 +133,7 @@ class Capture:
             with recorder:
                 logits = subject.logits(laid_out(x, self._channels_last))
             _check_finite(logits.detach().sum(1), "logits")
-            calls = self._recorded(recorder, len(x))
+            calls = self._recorded(recorder, logits)
             c = self.cotangents(logits, y, rows)
             if out is None:
                 out = [None] * len(self.layers)
@@ -143,7 +144,8 @@ class Capture:
                 factors.append(Rows(j if out[-1] is None else out[-1].copy_(j)))
         return factors
 
-    def _recorded(self, recorder: Recorder, n: int) -> dict[str, Call]:
+    def _recorded(self, recorder: Recorder, logits: Tensor) -> dict[str, Call]:
+        """The claimed calls by use; that these are all there are is checked."""
         calls: dict[str, Call] = {}
         for call in recorder.calls:
             if call.changed():
@@ -153,12 +155,16 @@ class Capture:
             call.release()
             for key in call.keys.values():
                 calls[key] = call
-        if list(calls) != list(self._shapes) or any(
-            _per_sample(call) != self._shapes[key] for key, call in calls.items()
-        ):
+        same = list(calls) == list(self._shapes) and all(
+            _per_sample(call) == self._shapes[key] for key, call in calls.items()
+        )
+        # Uses of generic parameters may differ: one for each sample, say.
+        new = {key.split(":")[2] for key in recorder.seen if key not in self._seen}
+        reached = reached_by(logits, self.subject.parameters)
+        if not same or not new | reached <= set(self.generic):
             raise RuntimeError(
-                f"the network makes other calls for {n} samples than it made for the example: samples must all have "
-                "the example's shape, and control flow must not depend on them"
+                f"the network makes other calls for {len(logits)} samples than it made for the example: samples must all "
+                "have the example's shape, and control flow must not depend on them"
             )
         return calls
 

@@ -8,7 +8,7 @@ generic.py. So every parameter ends claimed, generic or unused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,7 @@ class Claims:
     names: dict[str, str]  # the parameter of each use
     generic: tuple[str, ...]
     unused: tuple[str, ...]
+    seen: set[str]  # all uses, by key
     excluded: set[str]  # uses that are left to autograd
     copied: frozenset[str]  # uses whose call has its input written to later
     last: frozenset[str]  # uses whose call no other claimed call comes before
@@ -42,6 +43,7 @@ class Claims:
 class _Run:
     count: int
     calls: list[Call]
+    seen: list[str]
     logits: Tensor
     x: Tensor
     uses: dict[str, tuple[Call, str]] = field(default_factory=dict)  # key -> call and role
@@ -107,7 +109,7 @@ def _run(
         logits = subject.logits(laid_out(x, channels_last))
     if not bool(logits.isfinite().all()):
         raise ValueError("model: the logits of the example are not finite")
-    return _Run(count, recorder.calls, logits, x)
+    return _Run(count, recorder.calls, recorder.seen, logits, x)
 
 
 def _check_apart(subject: Subject, run: _Run) -> None:
@@ -122,8 +124,7 @@ def _check_apart(subject: Subject, run: _Run) -> None:
     elif not run.x.requires_grad:  # token ids: others in the second sample's place
         with torch.no_grad():
             changed = run.x.clone()
-            changed[1] = changed[1].flatten().flip(0).view_as(changed[1])
-            changed[2] = changed[2].flatten().roll(1).view_as(changed[2])
+            changed[1], changed[2] = 0, changed.max()
             logits = subject.logits(changed)[0]
         scale = run.logits.detach().abs().max()
         mixed = bool((logits - run.logits[0]).abs().max() > 1e-4 * scale)
@@ -204,16 +205,7 @@ def _settled(
     channels_last: bool,
 ) -> Claims:
     parameters = subject.parameters
-    reached: set[str] = set()
-    for run in runs:
-        if run.logits.requires_grad:
-            grads = torch.autograd.grad(
-                (run.logits * torch.randn_like(run.logits)).sum(),
-                list(parameters.values()),
-                retain_graph=True,
-                allow_unused=True,
-            )
-            reached |= {name for name, g in zip(parameters, grads, strict=True) if g is not None}
+    reached = {name for run in runs for name in reached_by(run.logits, parameters)}
     small = runs[0]
     keys = [
         key
@@ -237,6 +229,7 @@ def _settled(
         names=names,
         generic=tuple(name for name in parameters if name in reached),
         unused=tuple(name for name in parameters if name not in reached | claimed),
+        seen=set(runs[0].seen) | set(runs[1].seen),
         excluded=excluded,
         copied=copied,
         last=_last(calls),
@@ -267,6 +260,24 @@ def _last(calls: dict[str, Call]) -> frozenset[str]:
             reaches[after] for after, _ in call.edge.node.next_functions if after is not None
         )
     )
+
+
+def reached_by(logits: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
+    """Names of parameters that a backward pass from the logits would come to."""
+    names = {id(p): name for name, p in parameters.items()}
+    found: set[str] = set()
+    stack = [logits.grad_fn] if logits.grad_fn is not None else []
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        leaf = getattr(node, "variable", None)
+        if id(leaf) in names:
+            found.add(names[id(leaf)])
+        for after, _ in node.next_functions:
+            if after is not None and after not in seen:
+                seen.add(after)
+                stack.append(after)
+    return found
 
 
 def _alive(run: _Run) -> Iterator[str]:
