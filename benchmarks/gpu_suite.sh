@@ -5,8 +5,8 @@
 # --wheels: packages that the machine lacks (it may have no network), for example torchattacks, installed first.
 # --dry-run: print what each stage would do; fails when a file, command or option that it names does not exist. Tools of
 #   the GPU machine alone are named as missing, for there the stage is skipped with the reason.
-# DIR gets summary.txt (a line a stage), gpu_suite.log, sanitize.log, kernels.csv, attack.csv and train.csv, each as it
-# comes. A failing stage does not stop the next; the exit status is 1 if one failed.
+# DIR gets summary.txt (a line a stage), gpu_suite.log, sanitize.log, kernels.csv, attack.csv, train.csv and ntk.csv,
+# each as it comes. A failing stage does not stop the next; the exit status is 1 if one failed.
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -65,7 +65,7 @@ commands() {
             echo "PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 150 compute-sanitizer --tool $tool --error-exitcode 99 $python benchmarks/sanitize_pgd.py --impl cuda"
         done
         ;;
-    bench-kernels | bench-attack | bench-train)
+    bench-kernels | bench-attack | bench-train | bench-ntk)
         local suite=${1#bench-} file
         file=$(printf %q "${out:-DIR}/${1#bench-}.csv")
         echo "$python benchmarks/run.py $suite --device cuda --quick-tests --budget 240 --out $file"
@@ -76,10 +76,6 @@ commands() {
 # Why a stage cannot run here; nothing if it can.
 reason() {
     case $1 in
-    bench-ntk)
-        echo "the ntk kernels are not built yet"
-        return
-        ;;
     build)
         command -v nvcc >/dev/null || [[ -x /usr/local/cuda/bin/nvcc ]] || echo "nvcc is not on PATH"
         return

@@ -1,6 +1,6 @@
 """Whether the planner is right: every order of every layer, predicted and measured through the engine's own kernels.
 
-    python benchmarks/ntk_planner.py [--quick] [--threads 2] [--out benchmarks/results/planner_ntk_cpu.csv]
+    python benchmarks/ntk_planner.py [--quick] [--threads 2] [--out benchmarks/results/ntk_planner_cpu.csv]
 
 Layers of one shape are measured once. What is timed is what the engine does with a layer: making its factors (for M the
 rows of gradients), the products of a diagonal block, which are half of it, and of a block above the diagonal. The time

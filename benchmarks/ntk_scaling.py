@@ -1,7 +1,7 @@
 """How a kernel's time and memory grow with samples, readouts and width: a CSV and a picture.
 
     python benchmarks/ntk_scaling.py [--quick] [--threads 2] [--out FILE.csv] [--picture docs/ntk_scaling.png]
-    python benchmarks/ntk_scaling.py --from benchmarks/results/scaling_ntk_cpu.csv --picture docs/ntk_scaling.png
+    python benchmarks/ntk_scaling.py --from benchmarks/results/ntk_scaling_cpu.csv --picture docs/ntk_scaling.png
 
 ResNet-18 on 32x32 images; from 32 samples, 10 readouts and width 16 one of the three is varied at a time. `advfast` is
 `ntk` as it comes, `advfast_M` the same with method="M" (products of gradients in every layer), `hooks` the whole
