@@ -163,8 +163,8 @@ class Capture:
         reached = reached_by(logits, self.subject.parameters)
         if not same or not new | reached <= set(self.generic):
             raise RuntimeError(
-                f"the network makes other calls for {len(logits)} samples than it made for the example: samples must all "
-                "have the example's shape, and control flow must not depend on them"
+                f"the network makes other calls for {len(logits)} samples than it made for the example: all must have "
+                "the example's shape, and control flow must not depend on them"
             )
         return calls
 

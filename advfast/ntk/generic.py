@@ -11,6 +11,7 @@ from torch import Tensor
 from .subject import Subject
 
 _BYTES = 256 << 20  # of rows that vmap makes at once
+_GRADIENTS = 64  # samples times readouts that it has under way at once
 
 
 class Generic:
@@ -61,7 +62,7 @@ class Generic:
             return torch.cat([rows[name].flatten(1) for name in self.names], 1)
 
         row = self.columns * cotangents.shape[1] * x.new_empty((), dtype=cotangents.dtype).itemsize
-        chunk = max(1, _BYTES // max(1, row))
+        chunk = max(1, min(_BYTES // max(1, row), _GRADIENTS // cotangents.shape[1]))
         with torch.no_grad(), warnings.catch_warnings():  # of what is around the transforms
             warnings.filterwarnings("ignore", "There is a performance drop")
             return torch.func.vmap(sample, chunk_size=chunk)(x, cotangents).contiguous()

@@ -75,11 +75,24 @@ class Linear(Broadcast):
 class MatMul(Linear):
     """x @ w, with w [in, out] a parameter."""
 
-    NAMES = ("input", "weight")
-    ROLES = ("weight",)
+    NAMES: tuple[str, ...] = ("input", "weight")
+    ROLES: tuple[str, ...] = ("weight",)
 
     def arranged(self, rows: Tensor) -> Tensor:
         return rows.flatten(-4, -3).squeeze(-2).mT.flatten(-2)
+
+
+class AddMM(MatMul):
+    """bias + x @ w."""
+
+    NAMES = ("bias", "input", "weight")
+    ROLES = ("bias", "weight")
+
+    def known(self) -> bool:
+        return not self.kwargs and super().known()
+
+    def inputs(self) -> Iterator[Tensor]:
+        yield self.argument("input")
 
 
 class Embedding(Broadcast):
@@ -260,6 +273,21 @@ class Elementwise(Broadcast):
         return -rows if self.sign < 0 else rows
 
 
+class PReLU(Broadcast):
+    NAMES = ("input", "weight")
+    ROLES = ("weight",)
+
+    def placed(self, role: str) -> tuple[int, ...]:
+        return (*self.operands[role].tensor.shape, *(1,) * max(0, len(self.shape) - 2))
+
+    def prepare(self, split: Split) -> None:
+        super().prepare(split)
+        self.source = split.front(self.argument("input").detach().clamp(max=0))
+
+    def factor(self, role: str) -> Tensor | None:
+        return self.source
+
+
 class Expand(Broadcast):
     """A parameter repeated for every sample, as a class token is."""
 
@@ -283,6 +311,8 @@ RULES: dict[Callable, type[Call]] = {
     F.group_norm: GroupNorm,
     F.layer_norm: LayerNorm,
     F.rms_norm: RMSNorm,
+    **dict.fromkeys(named("addmm"), AddMM),
+    **dict.fromkeys(named("prelu"), PReLU),
     **dict.fromkeys(named("matmul __matmul__"), MatMul),
     **dict.fromkeys((*_ADDED, *_MULTIPLIED), Elementwise),
     **dict.fromkeys(named("expand expand_as broadcast_to repeat"), Expand),

@@ -128,6 +128,51 @@ def test_windows_in_the_batch():
     assert layers["qkv.weight"].positions == 16
 
 
+class _LayerNorm2d(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weight, self.bias = (
+            nn.Parameter(torch.rand(channels)),
+            nn.Parameter(torch.rand(channels)),
+        )
+
+    def forward(self, x):
+        mean = x.mean(1, keepdim=True)
+        x = (x - mean) * (x - mean).square().mean(1, keepdim=True).add(1e-6).rsqrt()
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class _Blocks(nn.Module):
+    """What networks of the last years are made of: depthwise convolution, LayerScale, squeeze and excitation, mixing
+    over tokens, weights kept transposed."""
+
+    def __init__(self, c=4, tokens=9):
+        super().__init__()
+        self.norm = _LayerNorm2d(c)
+        self.depthwise, self.ln = nn.Conv2d(c, c, 3, padding=1, groups=c), nn.LayerNorm(c)
+        self.wide, self.narrow = nn.Linear(c, 2 * c), nn.Linear(2 * c, c)
+        self.gamma, self.prelu = nn.Parameter(torch.rand(c)), nn.PReLU(c)
+        self.squeeze, self.excite = nn.Conv2d(c, 2, 1), nn.Conv2d(2, c, 1)
+        self.mix = nn.Linear(tokens, tokens)
+        self.weight, self.bias = nn.Parameter(torch.randn(c, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        y = self.ln(self.depthwise(self.norm(x)).permute(0, 2, 3, 1))
+        x = x + (self.gamma * self.narrow(F.gelu(self.wide(y)))).permute(0, 3, 1, 2)
+        x = self.prelu(x)
+        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        x = x.flatten(2)
+        x = (x + self.mix(x)).transpose(1, 2)
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(len(x), -1, 3)[
+            :, 0
+        ]
+
+
+def test_blocks():
+    capture = check_capture(_Blocks(), _random(2, 4, 3, 3), looped=True)
+    assert not capture.generic and not capture.unused
+
+
 class _Reused(nn.Module):
     """A convolution used at two sizes and a norm used twice."""
 
@@ -259,7 +304,7 @@ class _Bare(nn.Module):
 
 def test_bare_parameters():
     capture = check_capture(_Bare(), _random(2, 5, 4), looped=True)
-    assert set(capture.generic) == {"direct", "temperature", "prelu.weight"}
+    assert set(capture.generic) == {"direct", "temperature"}
 
 
 def test_parameters_that_are_not_used():
