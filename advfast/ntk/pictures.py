@@ -13,6 +13,7 @@ from advfast.evaluation.picture import PictureSkipped
 from advfast.files import write_atomic
 
 from . import metrics
+from .labels import centred
 from .metrics import Kernel
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -46,7 +47,7 @@ def draw_heat(
     for kernel in kernels.values():
         k = metrics.matrix(kernel)[order][:, order].cpu()
         columns[0].append(_cosines(k))
-        columns[1].append(_cosines(metrics.centred(k)))
+        columns[1].append(_cosines(centred(k)))
     figure = figure_class(figsize=(9.6, 1.3 + 4.6 * len(kernels)), layout="constrained")
     grid = figure.subplots(len(kernels), 2, squeeze=False)
     low = min(float(k.min()) for k in columns[0])

@@ -21,6 +21,7 @@ from advfast.training import rng
 from . import metrics as dense
 from . import scalars
 from .kernel import ntk
+from .labels import one_hot
 
 if TYPE_CHECKING:
     from advfast.training.callbacks import TrainState
@@ -92,7 +93,7 @@ class NTKRecorder:
             raise ValueError(
                 f"x must be images [N, ...] and y their classes [N], got {got[0]}, {got[1]}"
             )
-        dense.one_hot(y)  # the labels alone, before any training
+        one_hot(y)  # the labels alone, before any training
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be an integer >= 1, got {every!r}")
         self.at = None if at is None else sorted({float(epoch) for epoch in at})

@@ -104,7 +104,7 @@ class Labelled:
 
     Args:
         view: "trace" for `alignment` and `block_means`, "full" for `jacobian_alignment`, "heads" for `specialization`.
-        targets: t, centred float64 [N, C], see `metrics.targets`.
+        targets: t, centred float64 [N, C], see `labels.targets`.
         members: one-hot float64 [N, C] for `block_means`.
     """
 

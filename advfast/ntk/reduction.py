@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import metrics as dense
+from .labels import one_hot, targets
 from .leading import Leading, entropy_rank_bounds
 from .reducers import Histogram, Inner, Labelled, Moments, Tile, group_means
 from .scalars import check_names
@@ -184,7 +185,7 @@ class _Parts:
         probe = group_means(n, m // n)[:, :0]
         if set(_SPECTRAL) & set(names):
             dense.check_k(k, m)
-            start = None if y is None or y.is_floating_point() else dense.one_hot(y).cpu()
+            start = None if y is None or y.is_floating_point() else one_hot(y).cpu()
             self.leading = Leading(m, k, start if of == "trace" else None)
             assert self.leading.block is not None
             probe = self.leading.block
@@ -200,13 +201,13 @@ class _Parts:
 
     def _compare_with(self, y: Tensor, names: tuple[str, ...], n: int, r: int) -> None:
         if {"alignment", "class_block_means"} & set(names):
-            members = dense.one_hot(y) if "class_block_means" in names else None
-            self.labelled["trace"] = Labelled("trace", dense.targets(y, n), members)
+            members = one_hot(y) if "class_block_means" in names else None
+            self.labelled["trace"] = Labelled("trace", targets(y, n), members)
         if "jacobian_alignment" in names:
-            self.labelled["full"] = Labelled("full", dense.targets(y, n, classes=r))
+            self.labelled["full"] = Labelled("full", targets(y, n, classes=r))
         if "specialization" in names:
             dense.check_heads(r)
-            self.labelled["heads"] = Labelled("heads", dense.targets(y, n, classes=r))
+            self.labelled["heads"] = Labelled("heads", targets(y, n, classes=r))
 
     def add(self, tile: Tile, others: Any) -> None:
         self.moments.add(tile)

@@ -72,8 +72,8 @@ def summary(
 
 def _of_labels(name: str, theta: Tensor, y: Tensor) -> float:
     if name == "specialization":
-        return metrics.specialization(theta, y).value
-    return metrics.alignment(theta, y, "kta" if name == "alignment" else "jacobian")
+        return metrics.specialization_from(theta, y).value
+    return metrics.alignment_of(theta, y, "kta" if name == "alignment" else "jacobian")
 
 
 def of_spectrum(name: str, values: Tensor) -> float:
