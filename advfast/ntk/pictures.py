@@ -109,8 +109,14 @@ def draw_spectrum(
         )  # fmt: skip
         right.axvline(rank, color=colour, linestyle=style, linewidth=0.9, alpha=0.7)
         right.text(
-            rank, 0.03 + 0.08 * i, f" effective rank {rank:.1f}", color=colour, fontsize=9, va="bottom"
-        )  # fmt: skip
+            rank,
+            0.03 + 0.08 * i,
+            f" effective rank {rank:.1f} ",
+            color=colour,
+            fontsize=9,
+            va="bottom",
+            ha="left" if rank < most**0.6 else "right",
+        )
     left.set_yscale("log")
     left.set_ylabel("eigenvalue")
     right.set_ylabel("share of the trace of the first k")
