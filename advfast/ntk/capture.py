@@ -188,7 +188,7 @@ class Capture:
             by_call.setdefault(id(call), []).append(key)
         ends: list[tuple[Call, list[str]]] = []
         with contextlib.ExitStack() as hooks:
-            taker = _Taker(users)
+            taker = _Taker(users, c)
             for keys in by_call.values():
                 call = calls[keys[0]]
                 if keys[0] in self._last:
@@ -198,11 +198,12 @@ class Capture:
             for r in range(self.readouts if ends else 0):
                 taker.readout = r
                 grads = torch.autograd.grad(
-                    logits, [call.edge for call, _ in ends], c[:, r], retain_graph=r + 1 < self.readouts
+                    logits, [call.edge for call, _ in ends], c[:, r],
+                    retain_graph=r + 1 < self.readouts, allow_unused=True,
                 )  # fmt: skip
                 with torch.no_grad():
-                    for (_, keys), g in zip(ends, grads, strict=True):
-                        taker.take(keys, g)
+                    for (call, keys), g in zip(ends, grads, strict=True):
+                        taker.take(call, keys, g)
         factors = []
         with torch.no_grad():
             for summand in self._summands:
@@ -215,18 +216,20 @@ class Capture:
 class _Taker:
     """Hands gradients to the terms that they are part of."""
 
-    def __init__(self, users: dict[str, list[Summand]]):
-        self._users, self.readout = users, 0
+    def __init__(self, users: dict[str, list[Summand]], like: Tensor):
+        self._users, self._like, self.readout = users, like, 0
 
     def hook(self, call: Call, keys: list[str]) -> RemovableHandle:
         place = call.edge.output_nr
 
-        def before(grads: tuple[Tensor, ...]) -> None:
-            self.take(keys, grads[place])
+        def before(grads: tuple[Tensor | None, ...]) -> None:
+            self.take(call, keys, grads[place])
 
         return call.edge.node.register_prehook(before)
 
-    def take(self, keys: list[str], g: Tensor) -> None:
+    def take(self, call: Call, keys: list[str], g: Tensor | None) -> None:
+        if g is None:  # a custom function's word for zero
+            g = self._like.new_zeros(call.shape)
         for key in keys:
             for summand in self._users[key]:
                 summand.add(self.readout, key, g)

@@ -116,7 +116,7 @@ def _check_apart(subject: Subject, run: _Run) -> None:
     """A sample's logits must not depend on the others of its batch."""
     mixed = False
     if run.x.requires_grad and run.logits.requires_grad:
-        weights = torch.randn_like(run.logits[0])
+        weights = _weights(run.logits[0])
         (g,) = torch.autograd.grad(
             run.logits[0] @ weights, run.x, retain_graph=True, allow_unused=True
         )
@@ -133,6 +133,12 @@ def _check_apart(subject: Subject, run: _Run) -> None:
             "model: a sample's logits depend on the other samples of its batch (batch statistics, or something else "
             "across the batch), so that there is no kernel of two samples"
         )
+
+
+def _weights(logits: Tensor) -> Tensor:
+    """Numbers that no two terms cancel under; the caller's random state is left alone."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(logits.shape, generator=generator, dtype=logits.dtype).to(logits.device)
 
 
 def _splits(runs: list[_Run]) -> tuple[dict[str, Split], set[str]]:
@@ -176,7 +182,7 @@ def _verified(runs: list[_Run], splits: dict[str, Split]) -> tuple[dict[str, Spl
         edges = [run.uses[key][0].edge for key in keys]
         for sample in range(run.count):
             grads = torch.autograd.grad(
-                run.logits[sample] @ torch.randn_like(run.logits[sample]),
+                run.logits[sample] @ _weights(run.logits[sample]),
                 edges,
                 retain_graph=True,
                 allow_unused=True,

@@ -79,8 +79,8 @@ def test_model_is_left_as_it_was():
     grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     wanted = [p.requires_grad for p in model.parameters()]
     x = torch.rand(4, 2, 4, 4)
-    kept = x.clone()
-    subject = Subject(model, params=["0", "6"], bn="frozen", bn_batch=torch.rand(3, 2, 4, 4))
+    kept, random = x.clone(), torch.get_rng_state()
+    subject = Subject(model, params=["0", "6"], bn="frozen", bn_batch=x[:3] * 2)
     capture = Capture(subject, "full", x)
     ran = len(seen)
     capture(x)
@@ -92,7 +92,7 @@ def test_model_is_left_as_it_was():
     assert [p.requires_grad for p in model.parameters()] == wanted
     for p, grad in zip(model.parameters(), grads, strict=True):
         assert (p.grad is None and grad is None) or torch.equal(p.grad, grad)
-    assert torch.equal(x, kept)
+    assert torch.equal(x, kept) and torch.equal(torch.get_rng_state(), random)
 
 
 def test_left_as_it_was_after_a_failure():

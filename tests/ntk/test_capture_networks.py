@@ -369,6 +369,32 @@ def test_custom_function_goes_sample_by_sample():
     assert capture.generic == ("bound",) and not capture._generic.mapped
 
 
+class _Half(torch.autograd.Function):
+    """The gradient of the second output is given as None."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        return x * 1, y * 1
+
+    @staticmethod
+    def backward(ctx, g, _):
+        return g, None
+
+
+def test_gradient_that_is_none():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            a, b = _Half.apply(self.first(x), self.second(self.third(x)))
+            return a + b
+
+    capture = check_capture(Model(), _random(3, 4), looped=True)
+    assert all("first" not in name for name in capture.unused)
+
+
 def test_recurrent_layer_goes_sample_by_sample():
     class Model(nn.Module):
         def __init__(self):
