@@ -6,6 +6,7 @@ the call's output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -32,7 +33,7 @@ def sum_to(t: Tensor, shape: tuple[int, ...]) -> Tensor:
             parts.append(size)
             kept = keep
     t = t.reshape(parts)
-    return (t.sum(summed) if summed else t).flatten(1)
+    return (t.sum(summed) if summed else t).reshape(len(t), math.prod(shape))
 
 
 class Broadcast(Call):

@@ -115,6 +115,23 @@ def test_linear(bias, leading):
     assert weight.positions == max(1, torch.Size(leading).numel())
 
 
+@pytest.mark.parametrize("leading", [(), (3,)], ids=str)
+def test_single_numbers(leading):
+    """One output, one channel, one number as a parameter."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.last = nn.Linear(4, 1), nn.Linear(1, 1)
+            self.scale, self.shift = nn.Parameter(_random(())), nn.Parameter(_random(1))
+
+        def forward(self, x):
+            x = self.last(self.scale * self.linear(x).tanh() + self.shift)
+            return x.flatten(1).sum(1, keepdim=True)
+
+    assert not check_capture(Model(), _random(2, *leading, 4)).generic
+
+
 NORMS = [
     pytest.param(nn.BatchNorm1d(6), (6,), id="batch-flat"),
     pytest.param(nn.BatchNorm1d(6), (6, 4), id="batch-1d"),
