@@ -117,26 +117,21 @@ RowHashArgs hash_args(Address x, Address out, int64_t batch, int64_t dim, int dt
 
 using Side = std::tuple<Address, Address, Address, int64_t, int64_t, int64_t, int64_t>; // members of NtkSide
 
-NtkSide ntk_side(const Side& side) {
-    return {pointer<const float>(std::get<0>(side)),
-            pointer<const float>(std::get<1>(side)),
-            pointer<const int32_t>(std::get<2>(side)),
-            std::get<3>(side),
-            std::get<4>(side),
-            std::get<5>(side),
-            std::get<6>(side)};
+NtkSide ntk_side(const Side& given) {
+    NtkSide side;
+    Address x, g, taps;
+    std::tie(x, g, taps, side.n, side.readouts, side.pixels, side.positions) = given;
+    side.x = pointer<const float>(x), side.g = pointer<const float>(g), side.taps = pointer<const int32_t>(taps);
+    return side;
 }
 
 NtkArgs ntk_args(Address out, int64_t out_stride, const Side& left, const Side& right, std::array<int64_t, 4> layer,
                  bool upper, int precision) {
     NtkArgs args;
-    args.out = pointer<float>(out);
-    args.out_stride = out_stride;
-    args.left = ntk_side(left);
-    args.right = ntk_side(right);
+    args.out = pointer<float>(out), args.out_stride = out_stride;
+    args.left = ntk_side(left), args.right = ntk_side(right);
     args.groups = layer[0], args.c = layer[1], args.e = layer[2], args.taps = layer[3];
-    args.upper = upper;
-    args.precision = static_cast<Precision>(precision);
+    args.upper = upper, args.precision = static_cast<Precision>(precision);
     return args;
 }
 
