@@ -40,7 +40,7 @@ QUICK_BASE = {"samples": 2, "readouts": 2, "width": 4}
 QUICK_AXES = {"samples": (2, 4), "readouts": (1, 2), "width": (4, 8)}
 SIDE, QUICK_SIDE = 32, 16
 # Jacobians of more than this are not made by hand here.
-MOST_BYTES = 6 << 30
+MOST_BYTES = 4 << 30
 # Of Okabe and Ito; the marks differ too.
 STYLES = {
     "advfast": ("#D55E00", "D", "-"), "advfast_M": ("#0072B2", "o", "--"),
