@@ -38,7 +38,7 @@ def jacobian(
             function = torch.func.jacrev(lambda p, one: subject.logits(one[None], p)[0])
             values = {name: p.detach() for name, p in parameters.items()}
             found = torch.func.vmap(function, (None, 0))(values, x)
-            found = {name: j.flatten(2) for name, j in found.items()}
+            found = {name: j.reshape(*j.shape[:2], -1) for name, j in found.items()}
     return {name: cotangents @ j for name, j in found.items()}
 
 
