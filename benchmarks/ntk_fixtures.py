@@ -142,7 +142,9 @@ def main() -> None:
             path, images=images, kernel=contracted, made_by=f"neural-tangents "
             f"{neural_tangents.__version__}, jax {jax.__version__}", **weights,
         )  # fmt: skip
-        print(f"{name}: {contracted.shape}, implementations within {error:.1e}, {path.stat().st_size} bytes")
+        print(
+            f"{name}: {contracted.shape}, implementations within {error:.1e}, {path.stat().st_size} bytes"
+        )
 
 
 if __name__ == "__main__":
