@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from advfast import ntk
 from advfast.ntk import contract, costs
+from advfast.ntk.contract import Held
 from advfast.ntk.planner import Choice, Plan
 from advfast.ntk.terms import Factor, Layer, Product
 
@@ -118,10 +119,13 @@ def measure(row: Choice, order: str, plan: Plan, like: Tensor) -> float:
         block, plan.readouts, layer.groups, layer.positions, layer.channels, dtype=like.dtype
     )
     factor: Factor = Product(x, g)
-    held = contract.empty(Choice(layer, order, row.work, row.seconds), layer, plan, block, like)
-    contract.fill(held, factor, 0, block, trace=False)
+
+    def make() -> Held:
+        return contract.held(layer, order, factor, trace=False)
+
+    held = make()
     out = like.new_zeros(block * plan.readouts, block * plan.readouts)
-    making = milliseconds(lambda: contract.fill(held, factor, 0, block, trace=False))
+    making = milliseconds(make)
     half = milliseconds(lambda: contract.add(out, held, held, plan.precision, upper=True))
     total = count * (making + half)
     if count > 1:
