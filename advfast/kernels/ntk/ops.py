@@ -37,8 +37,9 @@ def _module(name: str) -> ModuleType:
 
 
 def _implementation(op: str, impl: str, t: Tensor, precision: str = "fp32") -> ModuleType:
-    # The C++ kernels multiply in float32 alone: what emulates a GPU's precision is the reference.
-    plain = t.dtype == torch.float32 and (t.device.type != "cpu" or precision == "fp32")
+    # The C++ kernels multiply in float32 alone: what emulates a GPU's precision is the reference, or the interpreter.
+    gpu = t.device.type != "cpu" or impl == "triton"
+    plain = t.dtype == torch.float32 and (gpu or precision == "fp32")
     return _module(_backend.resolve_impl(op, impl, t.device, float32=plain))
 
 
