@@ -129,6 +129,9 @@ void ntk_rows_cpu(const NtkArgs& args, int threads);
 void ntk_patch_gram_cpu(const NtkArgs& args, int threads);
 void ntk_chain_cpu(const NtkArgs& args, int threads);
 void ntk_hadamard_cpu(const NtkArgs& args, int threads);
+// Asynchronous on `stream`; never allocates or synchronises. A pair's sum has the same bits wherever it stands in a tile.
+void ntk_chain_cuda(const NtkArgs& args, int device, void* stream);
+void ntk_hadamard_cuda(const NtkArgs& args, int device, void* stream);
 
 // Name of the instruction set that the CPU kernels use on this machine: "avx512", "avx2" or "baseline".
 const char* cpu_isa();

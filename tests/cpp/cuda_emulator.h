@@ -44,6 +44,7 @@ namespace emulator {
 constexpr int kDevices = 2;
 constexpr size_t kStack = 256 * 1024;
 constexpr unsigned kWarpSize = 32, kMaxThreads = 1024;
+constexpr size_t kSlotBytes = 24; // of what a lane hands to the others
 
 struct Launch {
     unsigned grid, block;
@@ -77,7 +78,7 @@ struct Fiber {
 struct Warp {
     Barrier barrier;
     // Two exchanges at a time: a lane may start the next while others still read the last.
-    unsigned char values[2][kWarpSize][8];
+    unsigned char values[2][kWarpSize][kSlotBytes];
 };
 
 struct Block {
@@ -243,17 +244,78 @@ template <class... Params, class... Args> void launch(void (*kernel)(Params...),
     }
 }
 
-template <class T> T exchange(T value, unsigned source) {
-    static_assert(sizeof(T) <= 8, "size of a shuffle");
+using Slots = unsigned char (*)[kSlotBytes];
+
+// Waits until every lane has handed over its value: those of all lanes.
+template <class T> Slots share(const T& value) {
+    static_assert(sizeof(T) <= kSlotBytes, "size of a shuffle");
     const unsigned lane = thread_index.x % kWarpSize, self = thread_index.x;
     Warp& warp = block.warps[self / kWarpSize];
-    unsigned char (&slots)[kWarpSize][8] = warp.values[block.exchanges[self]++ % 2];
+    const Slots slots = warp.values[block.exchanges[self]++ % 2];
     std::memcpy(slots[lane], &value, sizeof(T));
     wait(warp.barrier);
-    if (source >= warp.barrier.expected)
+    return slots;
+}
+
+template <class T> T exchange(T value, unsigned source) {
+    const Slots slots = share(value);
+    if (source >= block.warps[thread_index.x / kWarpSize].barrier.expected)
         fail("a shuffle reads a lane that does not exist");
     std::memcpy(&value, slots[source], sizeof(T));
     return value;
+}
+
+// --- matrix instructions: which lane has which number in which register is the PTX manual's table --------------------
+
+struct Operands {
+    uint32_t a[4], b[2];
+};
+
+// c += a [16, depth] b [depth, 8]; left(row, k) and right(k, column) find a number among the lanes' operands.
+template <class Left, class Right> void multiply(float (&c)[4], int depth, Left left, Right right) {
+    const int lane = static_cast<int>(thread_index.x % kWarpSize);
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+        double sum = static_cast<double>(c[i]);
+        for (int k = 0; k < depth; ++k)
+            sum += static_cast<double>(left(row, k)) * static_cast<double>(right(k, column));
+        c[i] = static_cast<float>(sum);
+    }
+}
+
+inline Operands operands_of(Slots slots, int lane) {
+    Operands found;
+    std::memcpy(&found, slots[lane], sizeof(found));
+    return found;
+}
+inline float number(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+inline Operands to_operands(const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    return {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+}
+
+// m16n8k8. The instruction does not look at the low 13 bits.
+inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const Slots slots = share(to_operands(a, b));
+    const auto cut = [](uint32_t bits) { return number(bits & ~0x1fffu); };
+    multiply(
+        c, 8,
+        [&](int row, int k) { return cut(operands_of(slots, row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]); },
+        [&](int k, int column) { return cut(operands_of(slots, column * 4 + k % 4).b[k / 4]); });
+}
+
+// m16n8k16: two numbers a register, the first in the low half.
+inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const Slots slots = share(to_operands(a, b));
+    const auto half = [](uint32_t bits, int k) { return number(k % 2 ? bits & 0xffff0000u : bits << 16); };
+    multiply(
+        c, 16,
+        [&](int row, int k) { return half(operands_of(slots, row % 8 * 4 + k % 8 / 2).a[row / 8 + k / 8 * 2], k); },
+        [&](int k, int column) { return half(operands_of(slots, column * 4 + k % 8 / 2).b[k / 8], k); });
 }
 
 } // namespace emulator
@@ -268,6 +330,11 @@ template <class T> T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
     if (mask != 0xFFFFFFFFu)
         emulator::fail("only full warps are emulated");
     return emulator::exchange(value, (threadIdx.x % emulator::kWarpSize) ^ static_cast<unsigned>(lane_mask));
+}
+template <class T> T __shfl_sync(unsigned mask, T value, int source) {
+    if (mask != 0xFFFFFFFFu)
+        emulator::fail("only full warps are emulated");
+    return emulator::exchange(value, static_cast<unsigned>(source));
 }
 inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
     const unsigned long long before = *at;
