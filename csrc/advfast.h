@@ -129,7 +129,8 @@ void ntk_rows_cpu(const NtkArgs& args, int threads);
 void ntk_patch_gram_cpu(const NtkArgs& args, int threads);
 void ntk_chain_cpu(const NtkArgs& args, int threads);
 void ntk_hadamard_cpu(const NtkArgs& args, int threads);
-// Asynchronous on `stream`; never allocates or synchronises. A pair's sum has the same bits wherever it stands in a tile.
+// Asynchronous on `stream`; never allocates or synchronises. A pair's sum has the same bits wherever it stands in a
+// tile.
 void ntk_chain_cuda(const NtkArgs& args, int device, void* stream);
 void ntk_hadamard_cuda(const NtkArgs& args, int device, void* stream);
 

@@ -2,7 +2,7 @@
 
     python tests/triton_aot.py [--archs 80,90,100] [--jobs 2] [--out FILE.csv]
 
-For each: it compiles, it does not spill, and the linf and activation kernels have no contracted
+For each: it compiles, it does not spill, the ntk kernels stay under 99 KB of shared memory, and the linf and activation kernels have no contracted
 multiply-add (their results would differ in the last bit) and move 16 bytes at once where the launcher
 found alignment.
 The launchers are run too, with the launch itself replaced, to see that Triton would derive from
@@ -39,6 +39,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from advfast.kernels.activation import triton as activation
 from advfast.kernels.hash import triton as row_hash
+from advfast.kernels.ntk import triton as ntk
 from advfast.kernels.pgd import triton as pgd
 
 POINTERS = {
@@ -53,8 +54,11 @@ FIELDS = ("kernel", "dtype", "constant", "value", "arch", "registers", "spilled_
 
 
 INTEGERS = {2: "*i16", 4: "*i32", 8: "*i64"}
-FAMILIES: dict[str, ModuleType] = {"pgd": pgd, "activation": activation, "hash": row_hash}
-Spec = pgd.Specialisation | activation.Specialisation | row_hash.Specialisation
+FAMILIES: dict[str, ModuleType] = {"pgd": pgd, "activation": activation, "hash": row_hash,
+                                     "ntk": ntk}  # fmt: skip
+Spec = (
+    pgd.Specialisation | activation.Specialisation | row_hash.Specialisation | ntk.Specialisation
+)
 
 
 def module_of(spec: Spec) -> ModuleType:
@@ -67,6 +71,8 @@ def pointers(spec: Spec) -> dict[str, str | None]:
         return {"x": "*fp32", "x0": "*fp32", "out": "*i16", "grad": POINTERS.get(spec.grad)}
     if isinstance(spec, row_hash.Specialisation):
         return {"x": INTEGERS[spec.value], "out": "*i64"}
+    if isinstance(spec, ntk.Specialisation):
+        return dict.fromkeys(("out", "x", "g", "x1", "g1", "x2", "g2"), "*fp32")
     own = POINTERS[spec.dtype]
     # Where there is none, the launcher gives the images for it.
     number = own if spec.value < 0 or spec.dtype == torch.float64 else "*fp32"
@@ -131,6 +137,12 @@ def failures(spec: Spec, row: dict[str, Any], ptx: str, cubin: bytes) -> list[st
     found = []
     if row["spilled_bytes"]:
         found.append("spills registers")
+    if isinstance(spec, ntk.Specialisation):
+        if row["stack_bytes"]:
+            found.append(f"{row['stack_bytes']} bytes of registers spilled to the stack")
+        if row["shared_bytes"] > 99 * 1024:
+            found.append("more than 99 KB of shared memory")
+        return found
     affine = isinstance(spec, activation.Specialisation) and spec.value >= 0
     linf = spec.kernel.startswith("linf") or (spec.constant, spec.value) == ("NORM", 0)
     if affine or linf:
@@ -223,6 +235,16 @@ def ask_hash() -> None:
         row_hash.row_hash(torch.zeros(dim + 1, dtype=dtype)[first : dim + first].reshape(1, dim))
 
 
+def ask_ntk() -> None:
+    for positions, taps, precision in itertools.product((4, 17), (None, 1, 2), ntk._PRECISIONS):
+        index = None if taps is None else torch.zeros(positions, taps, dtype=torch.int32)
+        x, g = torch.zeros(2, 1, positions, 3), torch.zeros(2, 2, 1, positions, 5)
+        for run in (ntk.ntk_chain_, ntk.ntk_hadamard_):
+            run(torch.zeros(4, 4), x, g, x, g, index, index, precision, False)
+        ntk.ntk_patch_gram(x, x, index, index, precision)
+        ntk.ntk_rows(x, g, index)
+
+
 def requests(family: ModuleType, ask: Callable[[], None]) -> list[tuple[Spec, tuple]]:
     """What the launchers of a family ask for, over inputs that reach every specialisation."""
     found: list[tuple[Spec, tuple]] = []
@@ -239,7 +261,7 @@ def mismatches() -> list[str]:
     """Where Triton's own derivation from the launcher's arguments is not what is compiled here."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
     wrong = []
-    for name, ask in (("pgd", ask_pgd), ("activation", ask_activation), ("hash", ask_hash)):
+    for name, ask in (("pgd", ask_pgd), ("activation", ask_activation), ("hash", ask_hash), ("ntk", ask_ntk)):
         asked = requests(FAMILIES[name], ask)
         for spec in set(FAMILIES[name].specialisations()) ^ {spec for spec, _ in asked}:
             wrong.append(f"{spec} is either not listed or never asked for")

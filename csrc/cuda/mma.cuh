@@ -16,8 +16,7 @@ namespace advfast {
 
 struct Lane {
     int group, pair;
-    ADVFAST_DEVICE Lane()
-        : group(static_cast<int>(threadIdx.x) % kWarp / 4), pair(static_cast<int>(threadIdx.x) % 4) {}
+    ADVFAST_DEVICE Lane() : group(static_cast<int>(threadIdx.x) % kWarp / 4), pair(static_cast<int>(threadIdx.x) % 4) {}
     ADVFAST_DEVICE int k(int s) const { return 2 * pair + s % 2 + 8 * (s / 2); }
 };
 

@@ -18,13 +18,13 @@ namespace advfast {
 namespace {
 
 constexpr int kThreadsNtk = 256;
-constexpr int kTile = 64;                              // rows and columns of a tile
-constexpr int kDepth = 32, kStage = kDepth + 8;        // of a staged product, and its stride in shared memory
-constexpr int kGramStride = kTile + 8;                 // of a tile in shared memory
-constexpr int kChannels = 8;                           // of a chunk of the chain
-constexpr int kReadouts = 16;                          // of a tile of the chain
-constexpr int kStageFloats = 2 * kTile * kStage;       // two operands, or the Gram matrix of pixels
-constexpr int kGramFloats = kTile * kGramStride;       // of the patch Gram matrix
+constexpr int kTile = 64;                               // rows and columns of a tile
+constexpr int kDepth = 32, kStage = kDepth + 8;         // of a staged product, and its stride in shared memory
+constexpr int kGramStride = kTile + 8;                  // of a tile in shared memory
+constexpr int kChannels = 8;                            // of a chunk of the chain
+constexpr int kReadouts = 16;                           // of a tile of the chain
+constexpr int kStageFloats = 2 * kTile * kStage;        // two operands, or the Gram matrix of pixels
+constexpr int kGramFloats = kTile * kGramStride;        // of the patch Gram matrix
 constexpr size_t kPlaces = 2 * kTile * sizeof(int64_t); // where each row begins
 static_assert(kStageFloats >= kGramFloats, "the pixels' Gram matrix lies where the operands were");
 
@@ -33,7 +33,7 @@ template <Precision P> constexpr int kBlocks = P == Precision::tf32 || P == Prec
 
 struct Task {
     NtkArgs args;
-    int64_t rows, columns;     // blocks
+    int64_t rows, columns;        // blocks
     int64_t readouts1, readouts2; // tiles of readouts (chain)
     bool shift, wide1, wide2;
 };
@@ -56,9 +56,8 @@ struct Rows {
 };
 
 // The layer's input at a tap, -1: zero. `whole`: position p is pixel p.
-template <int kSlot>
-ADVFAST_DEVICE int64_t input_place(const NtkArgs& args, const Rows& rows, int row, int64_t part, int64_t tap,
-                                   bool whole) {
+template <int kSlot> ADVFAST_DEVICE int64_t input_place(const NtkArgs& args, const Rows& rows, int row, int64_t part,
+                                                        int64_t tap, bool whole) {
     const NtkSide& side = *rows.side;
     const int64_t unit = rows.first + row / kSlot, p = rows.p0 + row % kSlot;
     const bool identity = whole || !side.taps;
@@ -132,9 +131,8 @@ template <class F> ADVFAST_DEVICE void store_tile(float* to, const float (&tile)
 }
 
 // The patch Gram matrix of a tile, to shared.gram, as an operand of a product if kOperand.
-template <Precision P, int kSlot, bool kOperand>
-ADVFAST_DEVICE void patch_gram(const Task& task, const Rows& rows1, const Rows& rows2, int64_t part,
-                               const Shared& shared) {
+template <Precision P, int kSlot, bool kOperand> ADVFAST_DEVICE void
+patch_gram(const Task& task, const Rows& rows1, const Rows& rows2, int64_t part, const Shared& shared) {
     const NtkArgs& args = task.args;
     const auto finish = [](float v) { return kOperand ? rounded<P>(v) : v; };
     float total[4][4] = {};
@@ -142,9 +140,9 @@ ADVFAST_DEVICE void patch_gram(const Task& task, const Rows& rows1, const Rows& 
     for (int64_t tap = 0; tap < (task.shift ? 1 : args.taps); ++tap) {
         // Whoever still multiplies has read the places: multiply_rows ends with a barrier.
         if (thread < 2 * kTile)
-            shared.place[thread] =
-                thread < kTile ? input_place<kSlot>(args, rows1, thread, part, tap, task.shift)
-                               : input_place<kSlot>(args, rows2, thread - kTile, part, tap, task.shift);
+            shared.place[thread] = thread < kTile
+                                       ? input_place<kSlot>(args, rows1, thread, part, tap, task.shift)
+                                       : input_place<kSlot>(args, rows2, thread - kTile, part, tap, task.shift);
         __syncthreads();
         multiply_rows<P>(total, args.left.x, args.right.x, args.e, shared);
     }
@@ -207,9 +205,10 @@ template <Precision P, int kSlot> ADVFAST_DEVICE void load_gradients(const NtkAr
     }
 }
 
-// Theta[r, r'] = sum over p, c of G1[r, p, c] (sum over q of K[p, q] G2[r', q, c]). A warp has 16 rows p of the tile and
-// every second channel; it computes the inner sum transposed, [r', p], which is then an operand as it is.
-template <Precision P, int kSlot> __global__ void __launch_bounds__(kThreadsNtk, kBlocks<P>) chain_kernel(const Task task) {
+// Theta[r, r'] = sum over p, c of G1[r, p, c] (sum over q of K[p, q] G2[r', q, c]). A warp has 16 rows p of the tile
+// and every second channel; it computes the inner sum transposed, [r', p], which is then an operand as it is.
+template <Precision P, int kSlot> __global__ void __launch_bounds__(kThreadsNtk, kBlocks<P>)
+    chain_kernel(const Task task) {
     using G = Gradients<kSlot>;
     constexpr int kUnits = G::kUnits, kSteps = kSlot / 16;
     const NtkArgs& args = task.args;
@@ -310,7 +309,8 @@ template <Precision P, int kSlot> __global__ void __launch_bounds__(kThreadsNtk,
 // --- two Gram matrices ----------------------------------------------------------------------------------------------
 
 // Units are rows of `out`, (sample, readout): each has its slots in the tile, whatever the number of readouts.
-template <Precision P, int kSlot> __global__ void __launch_bounds__(kThreadsNtk, kBlocks<P>) hadamard_kernel(const Task task) {
+template <Precision P, int kSlot> __global__ void __launch_bounds__(kThreadsNtk, kBlocks<P>)
+    hadamard_kernel(const Task task) {
     constexpr int kUnits = kTile / kSlot;
     const NtkArgs& args = task.args;
     int64_t row, column;
@@ -377,7 +377,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <Precision P, int kSlot> void launch_chain(const char* op, Task task, cudaStream_t stream) {
     using G = Gradients<kSlot>;
-    constexpr size_t kFloats = 2 * G::kFloats > kStageFloats + kGramFloats ? 2 * G::kFloats : kStageFloats + kGramFloats;
+    constexpr size_t kFloats =
+        2 * G::kFloats > kStageFloats + kGramFloats ? 2 * G::kFloats : kStageFloats + kGramFloats;
     task.readouts1 = ceil_div(task.args.left.readouts, kReadouts);
     task.readouts2 = ceil_div(task.args.right.readouts, kReadouts);
     task.rows = ceil_div(task.args.left.n, G::kUnits) * task.readouts1;

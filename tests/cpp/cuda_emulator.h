@@ -303,8 +303,7 @@ inline void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     const Slots slots = share(to_operands(a, b));
     const auto cut = [](uint32_t bits) { return number(bits & ~0x1fffu); };
     multiply(
-        c, 8,
-        [&](int row, int k) { return cut(operands_of(slots, row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]); },
+        c, 8, [&](int row, int k) { return cut(operands_of(slots, row % 8 * 4 + k % 4).a[row / 8 + k / 4 * 2]); },
         [&](int k, int column) { return cut(operands_of(slots, column * 4 + k % 4).b[k / 4]); });
 }
 

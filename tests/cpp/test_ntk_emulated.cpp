@@ -15,9 +15,9 @@ namespace {
 
 // The sanitizers make switching between the threads slow.
 #if defined(__SANITIZE_ADDRESS__)
-constexpr int kFewer = 6;
+constexpr unsigned kFewer = 4;
 #else
-constexpr int kFewer = 1;
+constexpr unsigned kFewer = 2;
 #endif
 
 char stream_memory;
@@ -37,7 +37,8 @@ struct Case {
     NtkArgs args;
 
     Case(unsigned seed, const Sizes& sizes, bool integers) : random(seed) {
-        const int64_t pixels = sizes.height * sizes.height, side = sizes.kernel ? (sizes.height - 1) / sizes.stride + 1 : 0;
+        const int64_t pixels = sizes.height * sizes.height,
+                      side = sizes.kernel ? (sizes.height - 1) / sizes.stride + 1 : 0;
         const int64_t positions = sizes.kernel ? side * side : pixels;
         for (int64_t at = 0; at < positions * sizes.kernel * sizes.kernel; ++at) {
             const int64_t p = at / (sizes.kernel * sizes.kernel), u = at / sizes.kernel % sizes.kernel;
@@ -152,9 +153,9 @@ struct Case {
 // Samples that do not fill a tile, several tiles of samples, of readouts and of positions; groups; strides; tokens; a
 // channel count that 4 divides and others.
 constexpr Sizes kSizes[] = {
-    {3, 2, 3, 2, 1, 4, 3, 1, 5, 9},   {5, 9, 1, 1, 1, 4, 3, 1, 3, 8},  {2, 2, 17, 18, 1, 2, 0, 1, 33, 4},
-    {2, 3, 2, 3, 2, 7, 3, 2, 4, 5},   {2, 1, 2, 10, 1, 6, 3, 1, 4, 12}, {1, 2, 1, 2, 1, 9, 3, 1, 2, 3},
-    {2, 1, 1, 2, 3, 9, 0, 1, 3, 1},   {1, 1, 1, 1, 1, 1, 0, 1, 1, 1},  {4, 4, 2, 2, 1, 8, 1, 2, 40, 16},
+    {3, 2, 3, 2, 1, 4, 3, 1, 5, 9}, {5, 9, 1, 1, 1, 4, 3, 1, 3, 8},   {2, 2, 17, 18, 1, 2, 0, 1, 33, 4},
+    {2, 3, 2, 3, 2, 7, 3, 2, 4, 5}, {2, 1, 2, 10, 1, 6, 3, 1, 4, 12}, {1, 2, 1, 2, 1, 9, 3, 1, 2, 3},
+    {2, 1, 1, 2, 3, 9, 0, 1, 3, 1}, {1, 1, 1, 1, 1, 1, 0, 1, 1, 1},   {4, 4, 2, 2, 1, 8, 1, 2, 40, 16},
 };
 
 void test_integers_are_exact() {
@@ -163,7 +164,7 @@ void test_integers_are_exact() {
         const Case one(seed++, sizes, true);
         const std::vector<double> want = one.expected();
         for (Precision precision : kPrecisions) {
-            if (kFewer > 1 && (seed + static_cast<unsigned>(precision)) % 2)
+            if ((seed + static_cast<unsigned>(precision)) % kFewer)
                 continue;
             for (bool chain : {true, false}) {
                 Case given(one);
@@ -182,7 +183,7 @@ void test_integers_are_exact() {
 void test_precisions() {
     constexpr double kMost[] = {1e-6, 1e-3, 1e-2, 2e-5}, kLeast[] = {0.0, 5e-5, 5e-4, 1e-7};
     unsigned seed = 11;
-    for (size_t i = 0; i < 4; i += kFewer > 1 ? 3 : 1) {
+    for (size_t i = 0; i < 4; i += 3) {
         const Case one(seed++, kSizes[i], false);
         const std::vector<double> want = one.expected();
         for (Precision precision : kPrecisions) {
@@ -200,6 +201,21 @@ void test_precisions() {
     }
 }
 
+// Of numbers of one sign a cut instead of a rounding adds up, wherever it is: 3e-4 a step in tf32, 3e-3 in bf16.
+void test_rounding_has_no_bias() {
+    for (Precision precision : {Precision::tf32, Precision::bf16}) {
+        for (bool chain : {true, false}) {
+            Case one(61, {4, 4, 2, 2, 1, 4, 3, 1, 20, 24}, false);
+            for (std::vector<float>* values : {&one.x1, &one.x2, &one.g1, &one.g2})
+                for (float& value : *values)
+                    value = std::fabs(value);
+            one.args.precision = precision;
+            const double error = one.compare(one.run(chain), one.expected()).relative;
+            CHECK_IN(std::to_string(error), error <= (precision == Precision::tf32 ? 5e-5 : 4e-4));
+        }
+    }
+}
+
 // A pair has the same bits wherever it stands, so that results do not depend on the tiles of samples.
 void test_places_do_not_matter() {
     const Sizes sizes{6, 5, 2, 3, 1, 4, 3, 1, 5, 9};
@@ -213,9 +229,8 @@ void test_places_do_not_matter() {
             const int64_t x = all.args.groups * all.args.left.pixels * all.args.e;
             const int64_t g = all.args.groups * all.args.left.positions * all.args.c;
             one.args.left.x += i * x, one.args.left.g += i * 2 * g, one.args.left.n = 1;
-            one.args.right.x += (5 - i - 1 > 0 ? 5 - i - 1 : 0) * x, one.args.right.n = 1;
-            const int64_t j = 5 - i - 1 > 0 ? 5 - i - 1 : 0;
-            one.args.right.g += j * 3 * g;
+            const int64_t j = i < 4 ? 4 - i : 0;
+            one.args.right.x += j * x, one.args.right.g += j * 3 * g, one.args.right.n = 1;
             one.args.out_stride = 3;
             one.out.assign(6, 0.0f);
             const std::vector<float> alone = one.run(chain);
@@ -235,7 +250,8 @@ void test_upper_leaves_blocks_out() {
         const std::vector<float> got = one.run(chain);
         CHECK_IN(one.name, one.compare(got, one.expected()).equal);
         // Samples 8 and 0: in no block that has a wanted pair.
-        CHECK(got[static_cast<size_t>(16 * one.args.out_stride)] == one.out[static_cast<size_t>(16 * one.args.out_stride)]);
+        CHECK(got[static_cast<size_t>(16 * one.args.out_stride)] ==
+              one.out[static_cast<size_t>(16 * one.args.out_stride)]);
     }
 }
 
@@ -299,7 +315,11 @@ void test_rounding() {
 
 int main() {
     test_integers_are_exact();
-    test_precisions();
+    // These read no other memory, and take the sanitizers minutes.
+    if (kFewer == 2) {
+        test_precisions();
+        test_rounding_has_no_bias();
+    }
     test_places_do_not_matter();
     test_upper_leaves_blocks_out();
     test_launches();
