@@ -32,10 +32,11 @@ OPS = (
 NOT_MADE = "it is not made for this op"
 
 _NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")}
-_NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash", "ntk_rows"), ("cuda",))
+_NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash", "ntk_rows", "ntk_patch_gram"), ("cuda",))
 _NOT_MADE |= {"ntk_gram_": ("cpp", "cuda", "triton")}
 """Implementations that an op does not have: on a GPU the library behind torch is hard to beat in a convolution, and
-Triton is enough for what is one pass over memory. A plain matrix product is the library's everywhere."""
+Triton is enough for what is one pass over memory, or a product with nothing fused behind it. A plain matrix product is
+the library's everywhere."""
 
 _FLOAT32: dict[str, tuple[str, ...]] = {
     "pgd_step_": ("cuda", "triton"),

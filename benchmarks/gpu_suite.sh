@@ -61,8 +61,10 @@ commands() {
         ;;
     sanitize)
         for tool in memcheck racecheck initcheck; do
-            # Without torch's caching allocator, which would hide an access past the end of a tensor.
-            echo "PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 150 compute-sanitizer --tool $tool --error-exitcode 99 $python benchmarks/sanitize_pgd.py --impl cuda"
+            for family in pgd ntk; do
+                # Without torch's caching allocator, which would hide an access past the end of a tensor.
+                echo "PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 75 compute-sanitizer --tool $tool --error-exitcode 99 $python benchmarks/sanitize_$family.py --impl cuda"
+            done
         done
         ;;
     bench-kernels | bench-attack | bench-train | bench-ntk)
@@ -122,7 +124,7 @@ check() { # one command line of a stage: prints it, and what it names that does 
     # The script itself says whether it knows the options.
     if [[ $1 == *benchmarks/run.py* ]]; then
         (eval "$1 --list" >/dev/null) || { echo "    benchmarks/run.py rejects this" && bad=1; }
-    elif [[ $1 == *memcheck*benchmarks/sanitize_pgd.py* ]]; then
+    elif [[ $1 == *memcheck*benchmarks/sanitize_*.py* ]]; then
         (eval "$python ${1##*"$python"} --help" >/dev/null) || { echo "    rejected" && bad=1; }
     fi
     return $bad

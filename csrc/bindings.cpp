@@ -168,6 +168,8 @@ PYBIND11_MODULE(_C, m) {
 #if defined(ADVFAST_WITH_CUDA)
     m.attr("pgd_step_cuda") = on_cuda(step_args, pgd_step_cuda);
     m.attr("random_start_cuda") = on_cuda(start_args, random_start_cuda);
+    m.attr("ntk_chain_cuda") = on_cuda(ntk_args, ntk_chain_cuda);
+    m.attr("ntk_hadamard_cuda") = on_cuda(ntk_args, ntk_hadamard_cuda);
     m.def("pgd_scratch_bytes", [](int64_t batch, int64_t dim, int norm) {
         PgdStepArgs args;
         args.batch = batch;

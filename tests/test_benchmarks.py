@@ -366,6 +366,9 @@ def test_sanitized_program_compares_with_the_reference():
     done = run_script(sys.executable, "benchmarks/sanitize_pgd.py", "--impl", "cpp", "--small")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"cpp: \d{3} calls, 0 wrong", done.stdout)
+    done = run_script(sys.executable, "benchmarks/sanitize_ntk.py", "--impl", "reference")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"reference: \d{2} calls, 0 wrong", done.stdout)
 
 
 def test_gpu_suite_dry_run_passes():
@@ -390,7 +393,7 @@ def copied_suite(tmp_path):
     """gpu_suite.sh beside files that exist, and a python3 that does what it is asked in no time."""
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "tests/kernels").mkdir(parents=True)
-    for name in ("run.py", "sanitize_pgd.py"):
+    for name in ("run.py", "sanitize_pgd.py", "sanitize_ntk.py"):
         (tmp_path / "benchmarks" / name).write_text("")
     script = tmp_path / "benchmarks/gpu_suite.sh"
     script.write_text((BENCHMARKS / "gpu_suite.sh").read_text())

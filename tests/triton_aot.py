@@ -2,9 +2,9 @@
 
     python tests/triton_aot.py [--archs 80,90,100] [--jobs 2] [--out FILE.csv]
 
-For each: it compiles, it does not spill, the ntk kernels stay under 99 KB of shared memory, and the linf and activation kernels have no contracted
-multiply-add (their results would differ in the last bit) and move 16 bytes at once where the launcher
-found alignment.
+For each: it compiles, it does not spill, the ntk kernels stay under 99 KB of shared memory, and the linf and activation
+kernels have no contracted multiply-add (their results would differ in the last bit) and move 16 bytes at once where the
+launcher found alignment.
 The launchers are run too, with the launch itself replaced, to see that Triton would derive from
 their arguments exactly what is compiled here. Exits with 1 on any failure.
 """
@@ -56,9 +56,7 @@ FIELDS = ("kernel", "dtype", "constant", "value", "arch", "registers", "spilled_
 INTEGERS = {2: "*i16", 4: "*i32", 8: "*i64"}
 FAMILIES: dict[str, ModuleType] = {"pgd": pgd, "activation": activation, "hash": row_hash,
                                      "ntk": ntk}  # fmt: skip
-Spec = (
-    pgd.Specialisation | activation.Specialisation | row_hash.Specialisation | ntk.Specialisation
-)
+Spec = pgd.Specialisation | activation.Specialisation | row_hash.Specialisation | ntk.Specialisation
 
 
 def module_of(spec: Spec) -> ModuleType:
@@ -261,7 +259,12 @@ def mismatches() -> list[str]:
     """Where Triton's own derivation from the launcher's arguments is not what is compiled here."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
     wrong = []
-    for name, ask in (("pgd", ask_pgd), ("activation", ask_activation), ("hash", ask_hash), ("ntk", ask_ntk)):
+    for name, ask in (
+        ("pgd", ask_pgd),
+        ("activation", ask_activation),
+        ("hash", ask_hash),
+        ("ntk", ask_ntk),
+    ):
         asked = requests(FAMILIES[name], ask)
         for spec in set(FAMILIES[name].specialisations()) ^ {spec for spec, _ in asked}:
             wrong.append(f"{spec} is either not listed or never asked for")

@@ -128,7 +128,7 @@ def ntk_patch_gram(
         x1: [n1, groups, L1, e]; x2: [n2, groups, L2, e].
         taps1, taps2: int32 [S1, T], [S2, T], or None.
         precision: "fp32", "tf32", "bf16", "bf16x3"; "fp64" for float64 operands.
-        impl: as `ntk_chain_`.
+        impl: as `ntk_chain_`, without "cuda".
 
     Returns:
         [n1, n2, groups, S1, S2].

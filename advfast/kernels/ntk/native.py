@@ -1,4 +1,4 @@
-"""Tensors to pointers: the only caller of `_C` for this family. impl="cpp" on CPU tensors."""
+"""Tensors to pointers: the only caller of `_C` for this family. impl="cpp" on CPU tensors, "cuda" on CUDA tensors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,12 @@ def _address(t: Tensor | None) -> int:
 
 
 def _on_device(x: Tensor) -> tuple[str, tuple[int, ...]]:
-    """The suffix of the entry point, and its leading arguments."""
-    return "cpu", (torch.get_num_threads(),)
+    """The suffix of the entry point, and its leading arguments: threads, or device and stream."""
+    if x.device.type == "cpu":
+        return "cpu", (torch.get_num_threads(),)
+    index = x.device.index
+    # Private, but what Triton and inductor use; read inside the op, or a traced program would keep a stream.
+    return "cuda", (index, torch._C._cuda_getCurrentRawStream(index))
 
 
 def _side(x: Tensor, g: Tensor | None, taps: Tensor | None) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
 """The ntk family in Triton: float32 operands on CUDA, or on the CPU under TRITON_INTERPRET=1.
 
 `ntk_chain_` and `ntk_hadamard_` take one program for a block of outputs, which it alone writes, in a fixed order of
-sums. Rows of a tile are slots: SLOT of them for each sample (or row of `out`), so that 64 rows are 4 samples of up to 16
-positions, or one of up to 64. More positions go through tile by tile: the kernel is linear in the patch Gram matrix, so
-that each of its tiles is used as soon as it is there, and nothing of size S x S is kept.
+sums. Rows of a tile are slots: SLOT of them for each sample (or row of `out`), so that 64 rows are 4 samples of up to
+16 positions, or one of up to 64. More positions go through tile by tile: the kernel is linear in the patch Gram matrix,
+so that each of its tiles is used as soon as it is there, and nothing of size S x S is kept.
 
 With SHIFT the Gram matrix of the patches is summed from that of the pixels, which then lies whole in the tile; without,
 patches are gathered from memory tap by tap.
@@ -182,8 +182,12 @@ def _chain(
         for part in range(0, groups):
             near1 = x1 + (i0.to(tl.int64) * groups + part) * pixels1 * e
             near2 = x2 + (j.to(tl.int64) * groups + part) * pixels2 * e
-            left_at = g1 + ((i0.to(tl.int64) * readouts1 + r0) * groups + part) * positions1 * channels
-            right_at = g2 + ((j.to(tl.int64) * readouts2 + v0) * groups + part) * positions2 * channels
+            left_at = (
+                g1 + ((i0.to(tl.int64) * readouts1 + r0) * groups + part) * positions1 * channels
+            )
+            right_at = (
+                g2 + ((j.to(tl.int64) * readouts2 + v0) * groups + part) * positions2 * channels
+            )
             for p0 in range(0, positions1, SLOT):
                 p = p0 + k // CHUNK
                 for q0 in range(0, positions2, SLOT):
@@ -197,8 +201,12 @@ def _chain(
                         mask2 = (q < positions2)[:, None] & (real_n & (cn < channels))[None, :]
                         at2 = (row2 + cn)[None, :] + (q * channels)[:, None]
                         right = tl.load(right_at + at2, mask=mask2, other=0.0)
-                        chain = _dot(gram, right, tl.zeros([_ROWS, _READOUTS * CHUNK], tl.float32), PRECISION)
-                        mask1 = real[:, :, None] & ((p < positions1) & (ck < channels))[None, None, :]
+                        chain = _dot(
+                            gram, right, tl.zeros([_ROWS, _READOUTS * CHUNK], tl.float32), PRECISION
+                        )
+                        mask1 = (
+                            real[:, :, None] & ((p < positions1) & (ck < channels))[None, None, :]
+                        )
                         at1 = row1[:, :, None] + (p * channels + ck)[None, None, :]
                         left = tl.load(left_at + at1, mask=mask1, other=0.0)
                         chain = tl.reshape(chain, [SAMPLES, SLOT, _READOUTS, CHUNK])
@@ -206,7 +214,9 @@ def _chain(
                         if SAMPLES == 1:
                             one = tl.reshape(total, [_READOUTS, _READOUTS])
                             left = tl.reshape(left, [_READOUTS, SLOT * CHUNK])
-                            one = _dot(left, tl.reshape(chain, [SLOT * CHUNK, _READOUTS]), one, PRECISION)
+                            one = _dot(
+                                left, tl.reshape(chain, [SLOT * CHUNK, _READOUTS]), one, PRECISION
+                            )
                             total = tl.reshape(one, [1, _READOUTS, _READOUTS])
                         else:
                             chain = tl.reshape(chain, [SAMPLES, SLOT * CHUNK, _READOUTS])
@@ -361,9 +371,7 @@ KERNELS: dict[str, Tile] = {
     "rows": Tile(_jit(_rows), {"DEPTH": 16}, 8),
     "patch-gram": Tile(_jit(_gram_all), {"DEPTH": 16}, 8),
     **{
-        f"chain-{name}": Tile(
-            _CHAIN, {"SLOT": slot, "SHIFT": shift, "DEPTH": 16, "CHUNK": 2}, 8
-        )
+        f"chain-{name}": Tile(_CHAIN, {"SLOT": slot, "SHIFT": shift, "DEPTH": 16, "CHUNK": 2}, 8)
         for name, slot, shift in _SLOTS
     },
     **{
@@ -412,7 +420,9 @@ def _launch(spec: Specialisation, programs: int, x: Tensor, args: tuple) -> None
     if programs == 0:
         return
     if programs >= 2**31:
-        raise ValueError(f"{spec.kernel}: {programs} programs, at most 2^31 - 1: take fewer samples")
+        raise ValueError(
+            f"{spec.kernel}: {programs} programs, at most 2^31 - 1: take fewer samples"
+        )
     # The interpreter computes in numpy, which warns where a GPU quietly gives inf or NaN.
     with torch.cuda.device_of(x), numpy.errstate(all="ignore"):
         KERNELS[spec.kernel].fn[(programs,)](*args, **spec.constants(), **spec.options())
@@ -453,7 +463,10 @@ def _pair(family, out, x1, g1, x2, g2, taps1, taps2, precision, upper) -> None:
     if not shift or value not in _precisions(kernel):
         kernel = f"{family}-{slot}"
     if family == "chain":
-        tiles1, tiles2 = triton.cdiv(readouts1, _READOUTS.value), triton.cdiv(readouts2, _READOUTS.value)
+        tiles1, tiles2 = (
+            triton.cdiv(readouts1, _READOUTS.value),
+            triton.cdiv(readouts2, _READOUTS.value),
+        )
         programs = triton.cdiv(n1, units) * tiles1 * n2 * tiles2
     else:
         programs = triton.cdiv(n1 * readouts1, units) * triton.cdiv(n2 * readouts2, units)
