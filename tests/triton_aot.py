@@ -2,7 +2,7 @@
 
     python tests/triton_aot.py [--archs 80,90,100] [--jobs 2] [--out FILE.csv]
 
-For each: it compiles, it does not spill, the ntk kernels stay under 99 KB of shared memory, and the linf and activation
+For each: it compiles, it does not spill (the ntk kernels: a few numbers), those stay under 99 KB of shared memory, and the linf and activation
 kernels have no contracted multiply-add (their results would differ in the last bit) and move 16 bytes at once where the
 launcher found alignment.
 The launchers are run too, with the launch itself replaced, to see that Triton would derive from
@@ -53,6 +53,9 @@ FIELDS = ("kernel", "dtype", "constant", "value", "arch", "registers", "spilled_
           "failures")  # fmt: skip
 
 
+# Of a thread of the ntk kernels, in bytes: for a second block on the multiprocessor ptxas stops at 128 registers, and what
+# is used once a tile goes to the stack.
+NTK_STACK = 128
 INTEGERS = {2: "*i16", 4: "*i32", 8: "*i64"}
 FAMILIES: dict[str, ModuleType] = {"pgd": pgd, "activation": activation, "hash": row_hash,
                                      "ntk": ntk}  # fmt: skip
@@ -136,7 +139,7 @@ def failures(spec: Spec, row: dict[str, Any], ptx: str, cubin: bytes) -> list[st
     if row["spilled_bytes"]:
         found.append("spills registers")
     if isinstance(spec, ntk.Specialisation):
-        if row["stack_bytes"]:
+        if row["stack_bytes"] > NTK_STACK:
             found.append(f"{row['stack_bytes']} bytes of registers spilled to the stack")
         if row["shared_bytes"] > 99 * 1024:
             found.append("more than 99 KB of shared memory")
