@@ -2,9 +2,9 @@
 
     python tests/triton_aot.py [--archs 80,90,100] [--jobs 2] [--out FILE.csv]
 
-For each: it compiles, it does not spill (the ntk kernels: a few numbers), those stay under 99 KB of shared memory, and the linf and activation
-kernels have no contracted multiply-add (their results would differ in the last bit) and move 16 bytes at once where the
-launcher found alignment.
+For each: it compiles, it does not spill (the ntk kernels: a few numbers), the ntk kernels stay under 99 KB of shared
+memory, and the linf and activation kernels have no contracted multiply-add (their results would differ in the last bit)
+and move 16 bytes at once where the launcher found alignment.
 The launchers are run too, with the launch itself replaced, to see that Triton would derive from
 their arguments exactly what is compiled here. Exits with 1 on any failure.
 """
