@@ -53,8 +53,8 @@ FIELDS = ("kernel", "dtype", "constant", "value", "arch", "registers", "spilled_
           "failures")  # fmt: skip
 
 
-# Of a thread of the ntk kernels, in bytes: for a second block on the multiprocessor ptxas stops at 128 registers, and what
-# is used once a tile goes to the stack.
+# Of a thread of the ntk kernels, in bytes: for a second block on the multiprocessor ptxas stops at 128 registers, and
+# puts a few numbers on the stack.
 NTK_STACK = 128
 INTEGERS = {2: "*i16", 4: "*i32", 8: "*i64"}
 FAMILIES: dict[str, ModuleType] = {"pgd": pgd, "activation": activation, "hash": row_hash,
