@@ -56,7 +56,7 @@ TILES = {
     "16-positions": Layer((4, 4), (4, 4), padding=1, readouts=(1, 16), n=(5, 1)),
     "17-positions": Layer((17,), (16,), (3,), padding=1, readouts=(2, 1), n=(1, 2)),
     "64-positions": Layer((8, 8), (8, 8), padding=1, readouts=(1, 1), n=(1, 2)),
-    "1024-positions": Layer((32, 32), (8, 9), padding=1, c=1, e=1, readouts=(1, 1), n=(1, 1)),
+    "1024-positions": Layer((1024,), (70,), None, c=1, e=1, readouts=(1, 1), n=(1, 1)),
     "17-readouts": Layer((2, 2), (2, 2), padding=1, c=3, readouts=(17, 33), n=(2, 1)),
     "pixels-past-the-tile": Layer((8, 8), (8, 8), stride=2, padding=1, readouts=(2, 1), n=(5, 2)),
 }
