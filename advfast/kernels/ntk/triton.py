@@ -395,7 +395,9 @@ class Specialisation(NamedTuple):
         return KERNELS[self.kernel].constants | {self.constant: self.value}
 
     def options(self) -> dict[str, Any]:
-        return {"num_warps": KERNELS[self.kernel].warps, "num_stages": 1}
+        # A loop's loads are not run ahead of it: their buffers would take the registers. The limit is what there is;
+        # without one ptxas stops at 128 for a second block, and spills.
+        return {"num_warps": KERNELS[self.kernel].warps, "num_stages": 1, "maxnreg": 255}
 
 
 def _precisions(kernel: str) -> tuple[int, ...]:
