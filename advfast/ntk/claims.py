@@ -8,8 +8,10 @@ generic.py. So every parameter ends claimed, generic or unused.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +22,10 @@ from .rules import RULES
 from .rules_conv import CONV_RULES
 from .subject import Subject
 
+_MIXED = (
+    "model: a sample's logits depend on the other samples of its batch (batch statistics, or something else across the "
+    "batch), so that there is no kernel of two samples"
+)
 ALL_RULES: dict[Callable, type[Call]] = RULES | CONV_RULES
 _COUNTS = (2, 3)  # samples of the two runs
 
@@ -64,14 +70,18 @@ def find_claims(subject: Subject, example: Tensor) -> Claims:
         ValueError: a sample's logits depend on another sample.
     """
     excluded: set[str] = set()
-    channels_last = _channels_last(subject, example)
+    channels_last: bool | None = None
     while True:
-        runs = [_run(subject, example, count, excluded, channels_last) for count in _COUNTS]
-        if not excluded:
-            _check_apart(subject, runs[-1])
+        small = _run(subject, example, _COUNTS[0], excluded, False)
+        if channels_last is None:
+            large, channels_last = _laid_out_run(subject, example, small)
+            _check_ids_apart(subject, large)
+        else:
+            large = _run(subject, example, _COUNTS[1], excluded, channels_last)
+        runs = [small, large]
         splits, refused = _splits(runs)
         if not refused:
-            splits, refused = _verified(runs, splits)
+            splits, refused = _verified(large, splits)
         if not refused:
             break
         excluded |= refused
@@ -83,19 +93,20 @@ def laid_out(x: Tensor, channels_last: bool) -> Tensor:
     return x.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def _channels_last(subject: Subject, example: Tensor) -> bool:
-    """Whether images are best run that way: on a CPU, where the convolutions are no slower and the gradients come in
-    the order in which they are kept; unless the network does not take it."""
-    if example.dim() != 4 or example.device.type != "cpu" or not example.is_floating_point():
-        return False
-    with torch.no_grad():
-        plain = subject.logits(example[:1].clone())
-        try:
-            other = subject.logits(laid_out(example[:1], True))
-        except RuntimeError:  # it takes a view that this layout does not have
-            return False
-    tolerance = 1e-3 if plain.dtype == torch.float32 else 1e-9
-    return bool((other - plain).abs().max() <= tolerance * plain.abs().max())
+def _laid_out_run(subject: Subject, example: Tensor, small: _Run) -> tuple[_Run, bool]:
+    """The run of more samples, and whether its images are channels_last.
+
+    On a CPU images are best run that way, as the convolutions are no slower and the gradients come in the order in
+    which they are kept; unless the network does not take it.
+    """
+    if example.dim() == 4 and example.device.type == "cpu" and example.is_floating_point():
+        with contextlib.suppress(RuntimeError):  # it takes a view that this layout does not have
+            run = _run(subject, example, _COUNTS[1], set(), True)
+            plain, other = small.logits[0], run.logits[0]
+            tolerance = 1e-3 if plain.dtype == torch.float32 else 1e-9
+            if bool((other - plain).abs().max() <= tolerance * plain.abs().max()):
+                return run, True
+    return _run(subject, example, _COUNTS[1], set(), False), False
 
 
 def _run(
@@ -112,27 +123,17 @@ def _run(
     return _Run(count, recorder.calls, recorder.seen, logits, x)
 
 
-def _check_apart(subject: Subject, run: _Run) -> None:
-    """A sample's logits must not depend on the others of its batch."""
-    mixed = False
-    if run.x.requires_grad and run.logits.requires_grad:
-        weights = _weights(run.logits[0])
-        (g,) = torch.autograd.grad(
-            run.logits[0] @ weights, run.x, retain_graph=True, allow_unused=True
-        )
-        mixed = g is not None and bool((g[1:] != 0).any())
-    elif not run.x.requires_grad:  # token ids: others in the second sample's place
-        with torch.no_grad():
-            changed = run.x.clone()
-            changed[1], changed[2] = 0, changed.max()
-            logits = subject.logits(changed)[0]
-        scale = run.logits.detach().abs().max()
-        mixed = bool((logits - run.logits[0]).abs().max() > 1e-4 * scale)
-    if mixed:
-        raise ValueError(
-            "model: a sample's logits depend on the other samples of its batch (batch statistics, or something else "
-            "across the batch), so that there is no kernel of two samples"
-        )
+def _check_ids_apart(subject: Subject, run: _Run) -> None:
+    """Of a network that takes token ids: a sample's logits must not depend on the others of its batch."""
+    if run.x.requires_grad:
+        return  # its gradients tell (`_verified`)
+    with torch.no_grad():  # others in the second sample's place
+        changed = run.x.clone()
+        changed[1], changed[2] = 0, changed.max()
+        logits = subject.logits(changed)[0]
+    scale = run.logits.detach().abs().max()
+    if bool((logits - run.logits[0]).abs().max() > 1e-4 * scale):
+        raise ValueError(_MIXED)
 
 
 def _weights(logits: Tensor) -> Tensor:
@@ -171,34 +172,36 @@ def _split(small: tuple[int, ...], large: tuple[int, ...]) -> Split | None:
     return Split(grown[0], per)
 
 
-def _verified(runs: list[_Run], splits: dict[str, Split]) -> tuple[dict[str, Split], set[str]]:
-    """The splits, each with the samples where gradients show them; keys of uses where they do not."""
+def _verified(run: _Run, splits: dict[str, Split]) -> tuple[dict[str, Split], set[str]]:
+    """The splits, each with the samples where gradients show them; keys of uses where they do not.
+
+    The logits of the first and of the last sample are differentiated: the others must not have a part in them.
+    """
     keys = list(splits)
     fits = {key: {False, True} if splits[key].per > 1 else {False} for key in keys}
     seen: set[str] = set()
-    for run in runs:
-        if not run.logits.requires_grad or not keys:
-            continue
-        edges = [run.uses[key][0].edge for key in keys]
-        for sample in range(run.count):
-            grads = torch.autograd.grad(
-                run.logits[sample] @ _weights(run.logits[sample]),
-                edges,
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for key, g in zip(keys, grads, strict=True):
-                if g is None:
-                    continue
-                here = g != 0
-                if bool(here.any()):
-                    seen.add(key)
-                for minor in tuple(fits[key]):
-                    split = Split(splits[key].dim, splits[key].per, minor)
-                    spread = split.front(here).flatten(1).any(1)
-                    spread[sample] = False
-                    if bool(spread.any()):
-                        fits[key].discard(minor)
+    inputs: list[Any] = [run.x] if run.x.requires_grad else []
+    edges: list[Any] = [run.uses[key][0].edge for key in keys]
+    for sample in (0, run.count - 1) if run.logits.requires_grad else ():
+        grads = torch.autograd.grad(
+            run.logits[sample] @ _weights(run.logits[sample]),
+            [*inputs, *edges],
+            retain_graph=True,
+            allow_unused=True,
+        )
+        others = [k for k in range(run.count) if k != sample]
+        if inputs and grads[0] is not None and bool((grads[0][others] != 0).any()):
+            raise ValueError(_MIXED)
+        for key, g in zip(keys, grads[len(inputs) :], strict=True):
+            if g is None:
+                continue
+            here = g != 0
+            if bool(here.any()):
+                seen.add(key)
+            for minor in tuple(fits[key]):
+                split = Split(splits[key].dim, splits[key].per, minor)
+                if bool(split.front(here).flatten(1).any(1)[others].any()):
+                    fits[key].discard(minor)
     refused = {key for key in keys if not fits[key] or (splits[key].per > 1 and key not in seen)}
     return {key: Split(s.dim, s.per, False not in fits[key]) for key, s in splits.items()}, refused
 
@@ -271,28 +274,23 @@ def _last(calls: dict[str, Call]) -> frozenset[str]:
 def reached_by(logits: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
     """Names of parameters that a backward pass from the logits would come to."""
     names = {id(p): name for name, p in parameters.items()}
-    found: set[str] = set()
+    leaves = (id(getattr(node, "variable", None)) for node in _nodes(logits))
+    return {names[leaf] for leaf in leaves if leaf in names}
+
+
+def _nodes(logits: Tensor) -> set[Node]:
+    """The autograd nodes that a backward pass from the logits can come to."""
     stack = [logits.grad_fn] if logits.grad_fn is not None else []
     seen = set(stack)
     while stack:
-        node = stack.pop()
-        leaf = getattr(node, "variable", None)
-        if id(leaf) in names:
-            found.add(names[id(leaf)])
-        for after, _ in node.next_functions:
+        for after, _ in stack.pop().next_functions:
             if after is not None and after not in seen:
                 seen.add(after)
                 stack.append(after)
-    return found
+    return seen
 
 
 def _alive(run: _Run) -> Iterator[str]:
     """Keys of uses that the logits depend on."""
-    keys = list(run.uses)
-    if not keys or not run.logits.requires_grad:
-        return
-    edges = [run.uses[key][0].edge for key in keys]
-    grads = torch.autograd.grad(run.logits.sum(), edges, retain_graph=True, allow_unused=True)
-    for key, g in zip(keys, grads, strict=True):
-        if g is not None:
-            yield key
+    nodes = _nodes(run.logits)
+    return (key for key, (call, _) in run.uses.items() if call.edge.node in nodes)

@@ -120,59 +120,40 @@ class Engine:
             batch = None if bn_batch is None else bn_batch.double()
             subject = Subject(double, params=names, bn=bn, bn_batch=batch)
         self.subject, self.apart = subject, per_layer
-        with subject.running():
-            with torch.no_grad():
-                outputs = subject.logits(self.placed(x1[:1])).shape[1]
-            sides = []
-            for name, x, y, own in (("1", x1, y1, first), ("2", x2, y2, second)):
-                if x is None:
-                    continue
-                cotangents = Cotangents(own, outputs)
-                cotangents.check_labels(y, len(x), f"y{name}")
-                if cotangents.per_sample and len(own) != len(x):  # type: ignore[arg-type]
-                    raise ValueError(
-                        f"readout: a tensor [N, R, O] must have a block for each of the {len(x)} samples of x{name}, "
-                        f"got {tuple(own.shape)}; for two sides give a pair"  # type: ignore[union-attr]
-                    )
-                sides.append((x, y, cotangents))
-            x, y, cotangents = sides[0]
-            captures = [
-                Capture(
-                    subject, cotangents, self.placed(x[:1]), y_example=None if y is None else y[:1]
+        captures = [Capture(subject, first, self.placed(x1[:1]))]
+        if x2 is not None:
+            again = second is first and x2.shape[1:] == x1.shape[1:]
+            captures.append(captures[0] if again else Capture(subject, second, self.placed(x2[:1])))
+        sides = [(x1, y1, captures[0].cotangents)]
+        if x2 is not None:
+            sides.append((x2, y2, captures[1].cotangents))
+        for k, (x, y, cotangents) in enumerate(sides, 1):
+            cotangents.check_labels(y, len(x), f"y{k}")
+            own = cotangents.readout
+            if isinstance(own, Tensor) and cotangents.per_sample and len(own) != len(x):
+                raise ValueError(
+                    f"readout: a tensor [N, R, O] must have a block for each of the {len(x)} samples of x{k}, got "
+                    f"{tuple(own.shape)}; for two sides give a pair"
                 )
-            ]
-            if x2 is not None:
-                x, y, other = sides[1]
-                if x.shape[1:] == x1.shape[1:] and other == cotangents:
-                    captures.append(captures[0])
-                else:
-                    captures.append(
-                        Capture(
-                            subject,
-                            other,
-                            self.placed(x[:1]),
-                            y_example=None if y is None else y[:1],
-                        )
-                    )
         left, right = captures[0], captures[-1]
         if left.readouts != right.readouts:
             raise ValueError(
                 f"readout: both sides must have one number of readouts, got {left.readouts} and {right.readouts}"
             )
-        kept = 1 if cotangents.trace else left.readouts
+        kept_readouts = 1 if left.cotangents.trace else left.readouts
         elements = (
             len(x1)
             * len(x1 if x2 is None else x2)
-            * kept**2
+            * kept_readouts**2
             * (len(left.layers) + 1 if per_layer else 1)
         )
         self.plan = planner.make(
-            left.layers, len(x1), None if x2 is None else len(x2), left.readouts, trace=cotangents.trace,
+            left.layers, len(x1), None if x2 is None else len(x2), left.readouts, trace=left.cotangents.trace,
             method=method, precision=self.precision, tile=tile, max_bytes=max_bytes,
             result_bytes=elements * self.like.element_size() if result_held else 0,
             device=subject.device, dtype=subject.dtype, unused=left.unused, generic=left.generic,
         )  # fmt: skip
-        self.readouts = kept
+        self.readouts = kept_readouts
         blocks = (self.plan.blocks1, self.plan.blocks2)
         made = [
             Side(*side, capture, cut)
