@@ -3,8 +3,8 @@
     python tests/nvcc_report.py [--archs "80;90;100"] [--out report.csv]
 
 Prints registers, shared memory, stack and spills of every kernel and architecture, and, where cuobjdump is found, the
-128-bit loads of its code. The exit status is 1 if a compilation fails, a kernel spills registers (one may, see SPILLS), or the vector path
-of the linf step has no 128-bit loads.
+128-bit loads of its code. The exit status is 1 if a compilation fails, a kernel spills registers (one may: SPILLS), or
+the vector path of the linf step has no 128-bit loads.
 """
 
 from __future__ import annotations
