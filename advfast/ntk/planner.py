@@ -172,29 +172,34 @@ def make(
     size = Size(n1 + (n2 or 0), n1 * (n1 + 1) / 2 if n2 is None else n1 * n2, readouts, trace)
     known = None if named in ORDERS else rates(device, dtype, precision)
 
-    def planned(weigh_memory: bool) -> Plan:
+    def planned(weigh_memory: bool, parts: int) -> Plan:
         rows = tuple(_choose(layer, named, size, known, weigh_memory) for layer in layers)
         kept = itemsize * sum(row.work.kept for row in rows)
-        blocks1 = cut(n1, readouts, captured, kept, device.type)
-        blocks2 = blocks1 if n2 is None else cut(n2, readouts, captured, kept, device.type)
-        plan = Plan(
+        blocks1, blocks2 = (
+            cut(n, readouts, captured, kept, device.type, parts)
+            for n in (n1, n1 if n2 is None else n2)
+        )
+        return Plan(
             rows, readouts, symmetric, blocks1, blocks2, blocks1.padded, precision, trace, 0.0,
             captured * max(blocks1.chunk, blocks2.chunk), kept, result_bytes, str(device), unused, generic,
         )  # fmt: skip
-        return plan
 
     limit = free_bytes(device) if max_bytes is None else max_bytes
-    plan = planned(False)
-    if _tile(plan, limit) < plan.blocks1.block:
-        plan = planned(True)
-        if _tile(plan, limit) < plan.blocks1.block:
-            least = replace(plan, tile=plan.blocks1.block).peak_bytes
+    plan, parts, lean = planned(False, 1), 1, False
+    # Where a block does not fit: smaller ones first, then the orders that keep least.
+    while _tile(plan, limit) < plan.blocks1.block:
+        if max(plan.blocks1.block, plan.blocks2.block) > 1:
+            parts *= 2
+        elif not lean:
+            parts, lean = 1, True
+        else:
+            least = replace(plan, tile=1).peak_bytes
             given = "the memory that is free" if max_bytes is None else f"max_bytes={max_bytes}"
             raise ValueError(
-                f"{given} does not hold one block of {plan.blocks1.block} samples: it takes {least} bytes "
-                f"({least / 2**20:,.0f} MiB)"
+                f"{given} does not hold one sample a side: it takes {least} bytes ({least / 2**20:,.0f} MiB)"
                 + ("; out= a file keeps the result on disk" if result_bytes > least // 4 else "")
             )
+        plan = planned(lean, parts)
     most = _tile(plan, limit)
     if tile is not None:
         wanted = -(-tile // plan.blocks1.block) * plan.blocks1.block

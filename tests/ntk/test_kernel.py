@@ -84,9 +84,10 @@ def test_memory_budget_gives_the_same_bits(small_blocks):
     cut = ntk(network, x, method="C", max_bytes=less)
     assert cut.plan.tile < whole.plan.tile and cut.plan.peak_bytes <= less
     assert torch.equal(cut.matrix(), whole.matrix())
-    with pytest.raises(
-        ValueError, match=r"max_bytes=1000 does not hold one block .* takes \d+ bytes"
-    ):
+    small = ntk(network, x, method="C", max_bytes=whole.plan.result_bytes + 5 * bytes_of)
+    assert small.plan.blocks1.block < whole.plan.blocks1.block
+    assert relative(small.matrix(), whole.matrix()) < 1e-6
+    with pytest.raises(ValueError, match=r"max_bytes=1000 does not hold one sample .* \d+ bytes"):
         ntk(network, x, max_bytes=1000)
 
 
