@@ -186,6 +186,18 @@ def test_upper_half(name, impl, device):
         )
 
 
+def test_a_gram_is_added_and_its_upper_half_complete():
+    """As many rows as are multiplied in parts."""
+    j = torch.randn(45, 4, 7, dtype=torch.float64)
+    rows = j.flatten(0, 1)
+    blocks = torch.ones(45, 45).triu().repeat_interleave(4, 0).repeat_interleave(4, 1)
+    for upper in (False, True):
+        out = torch.ones(180, 180, dtype=torch.float64)
+        assert ntk_gram_(out, j, j, precision="fp64", upper=upper) is out
+        wanted = blocks if upper else torch.ones_like(blocks)
+        torch.testing.assert_close(out * wanted, (1 + rows @ rows.T) * wanted)
+
+
 @pytest.mark.parametrize("n", [(0, 2), (2, 0), (0, 0)], ids=str)
 def test_no_samples(n, impl, device):
     left, right = (side.to(device) for side in sides(Layer(n=n)))

@@ -211,6 +211,7 @@ OPERATIONS = {
     "p*x": lambda x, p: p * x,
     "x/p": lambda x, p: x / p,
     "p/x": lambda x, p: p / x,
+    "x/p-p": lambda x, p: x / p - p,  # of two uses the signs count
     "x+=p": lambda x, p: x.sin().__iadd__(p),
     "x*=p": lambda x, p: x.sin().__imul__(p),
     "x.div_(p)": lambda x, p: x.sin().div_(p),

@@ -55,6 +55,20 @@ def test_readout_that_needs_labels_without_an_example_of_them():
     assert Capture(Subject(_network()), "loss", torch.rand(1, 2, 4, 4)).readouts == 1
 
 
+def test_readouts_of_the_labels_are_derivatives():
+    logits = _random(6, 4).requires_grad_()
+    y = torch.cat([logits[:3].argmax(1), logits[3:].argmin(1)])  # three right, three wrong
+    own = logits.gather(1, y[:, None])[:, 0]
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    values = {
+        "loss": nn.functional.cross_entropy(logits, y, reduction="none"),
+        "margin": own - others,
+    }
+    for name, value in values.items():
+        (expected,) = torch.autograd.grad(value.sum(), logits)
+        torch.testing.assert_close(Cotangents(name, 4)(logits, y)[:, 0], expected)
+
+
 def test_outputs_of_several_dimensions():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh())
     assert check_capture(model, _random(2, 2, 4, 4)).outputs == 12
@@ -93,6 +107,22 @@ def test_model_is_left_as_it_was():
     for p, grad in zip(model.parameters(), grads, strict=True):
         assert (p.grad is None and grad is None) or torch.equal(p.grad, grad)
     assert torch.equal(x, kept) and torch.equal(torch.get_rng_state(), random)
+
+
+def test_runs_without_tf32_and_gives_it_back():
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    model, seen = _network(), []
+    model[6].register_forward_hook(lambda *_: seen.append([p.allow_tf32 for p in places]))
+    try:
+        for place in places:
+            place.allow_tf32 = True
+        Capture(Subject(model), "full", torch.rand(1, 2, 4, 4))(torch.rand(2, 2, 4, 4))
+        assert seen and not any(flag for flags in seen for flag in flags)
+        assert all(place.allow_tf32 for place in places)
+    finally:
+        for place, flag in zip(places, before, strict=True):
+            place.allow_tf32 = flag
 
 
 def test_left_as_it_was_after_a_failure():

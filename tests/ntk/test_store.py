@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from advfast.ntk import blocks, ntk
+from advfast.ntk import blocks, ntk, store
 
 from .networks import images, resnet
 
@@ -57,6 +57,22 @@ def test_goes_on_after_an_interruption(network, tmp_path):
     calls.clear()
     again = ntk(network, X, method="C", out=tmp_path / "k.npy", progress=lambda *n: calls.append(n))
     assert not calls and torch.equal(again.matrix(), expected.matrix())
+
+
+def test_a_piece_that_could_not_be_written_is_not_done(network, tmp_path, monkeypatch):
+    put, pieces = store.put, []
+
+    def full(matrix, piece, *rest, **options):
+        pieces.append(piece)
+        if len(pieces) == 4:
+            raise OSError("no space left on device")
+        put(matrix, piece, *rest, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(store, "put", full)
+        ntk(network, X, method="C", out=tmp_path / "k.npy")
+    result = ntk(network, X, method="C", out=tmp_path / "k.npy")
+    assert torch.equal(result.matrix(), ntk(network, X, method="C").matrix())
 
 
 @pytest.mark.parametrize("change", ["weights", "x1", "readout", "orders", "parameters"])
