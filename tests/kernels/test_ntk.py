@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from advfast import _backend, available_impls
-from advfast.kernels.ntk import ntk_chain_, ntk_gram_, ntk_hadamard_, ntk_patch_gram, ntk_rows
+from advfast.kernels.ntk import (
+    ntk_chain_,
+    ntk_gram_,
+    ntk_hadamard_,
+    ntk_patch_gram,
+    ntk_rows,
+    reference,
+)
 from advfast.kernels.ntk.reference import patches
 
 from .ntk_cases import LAYERS, Layer, sides
@@ -283,3 +290,22 @@ def test_float64_goes_to_the_reference():
     rows = [ntk_rows(side.x, side.g, side.taps).flatten(2) for side in (left, right)]
     with pytest.raises(RuntimeError, match="it is not made for this op"):
         ntk_gram_(new_out(left, right), *rows, precision="fp64", impl="cpp")
+
+
+@pairs
+def test_the_definition_may_take_few_samples_at_a_time(name, monkeypatch):
+    left, right = (side.to(dtype=torch.float64) for side in sides(Layer(n=(5, 3))))
+    whole = add_pairs(name, new_out(left, right, 2.0), left, right, precision="fp64")
+    monkeypatch.setattr(reference, "_HELD", 1)
+    slabs = list(reference._slabs(whole, left.x, left.g, 1))
+    assert len(slabs) == 5 and slabs[0][0].shape == (left.g.shape[1], whole.shape[1])
+    cut = add_pairs(name, new_out(left, right, 2.0), left, right, precision="fp64")
+    torch.testing.assert_close(cut, whole, rtol=1e-13, atol=1e-13)
+
+
+@needs_core
+@pairs
+def test_the_core_says_which_precision_it_has(name):
+    left, right = sides(Layer())
+    with pytest.raises(RuntimeError, match="'cpp' is not available: .* precision is 'tf32'"):
+        add_pairs(name, new_out(left, right), left, right, precision="tf32", impl="cpp")

@@ -38,6 +38,10 @@ def _module(name: str) -> ModuleType:
 
 def _implementation(op: str, impl: str, t: Tensor, precision: str = "fp32") -> ModuleType:
     # The C++ kernels multiply in float32 alone: what emulates a GPU's precision is the reference, or the interpreter.
+    if impl == "cpp" and precision not in ("fp32", "fp64"):
+        raise RuntimeError(
+            f"{op}: impl='cpp' is not available: it multiplies in float32, and precision is {precision!r}"
+        )
     gpu = t.device.type != "cpu" or impl == "triton"
     plain = t.dtype == torch.float32 and (gpu or precision == "fp32")
     return _module(_backend.resolve_impl(op, impl, t.device, float32=plain))

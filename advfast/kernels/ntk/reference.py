@@ -11,10 +11,14 @@ The three orders of that sum (specs: M, C, G) are `gram` of `rows`, `chain` and 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 _LEAST_ROWS = 80  # of a matrix product: a smaller one runs too slowly for what it saves
+_HELD = 1 << 25  # numbers of an intermediate product that are held at once
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "bf16x3")
 
 
@@ -40,13 +44,28 @@ def rounded(t: Tensor, precision: str) -> Tensor:
     return round_bf16(t) if precision == "bf16" else t
 
 
+@contextlib.contextmanager
+def _matrix_units(device: torch.device, precision: str) -> Iterator[None]:
+    """On CUDA: TF32 is allowed for operands that it does not change, which all rounded ones are."""
+    setting = torch.backends.cuda.matmul
+    before = setting.allow_tf32
+    if device.type == "cuda":
+        setting.allow_tf32 = precision in ("tf32", "bf16", "bf16x3")
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            setting.allow_tf32 = before
+
+
 def product(a: Tensor, b: Tensor, precision: str) -> Tensor:
     """a @ b with operands rounded as `precision` says and sums in float32 (fp64: everything in float64)."""
-    if precision != "bf16x3":
-        return rounded(a, precision) @ rounded(b, precision)
-    a_high, b_high = round_bf16(a), round_bf16(b)
-    a_low, b_low = round_bf16(a - a_high), round_bf16(b - b_high)
-    return a_high @ b_high + (a_high @ b_low + a_low @ b_high)
+    with _matrix_units(a.device, precision):
+        if precision != "bf16x3":
+            return rounded(a, precision) @ rounded(b, precision)
+        a_high, b_high = round_bf16(a), round_bf16(b)
+        a_low, b_low = round_bf16(a - a_high), round_bf16(b - b_high)
+        return a_high @ b_high + (a_high @ b_low + a_low @ b_high)
 
 
 def patches(x: Tensor, taps: Tensor | None) -> Tensor:
@@ -86,6 +105,13 @@ def ntk_gram_(out: Tensor, j1: Tensor, j2: Tensor, precision: str, upper: bool) 
     out += product(j1.flatten(0, 1), j2.flatten(0, 1).mT, precision)
 
 
+def _slabs(out: Tensor, x1: Tensor, g1: Tensor, per_sample: int) -> Iterator[tuple[Tensor, ...]]:
+    """out, x1 and g1 of a few samples at a time, `per_sample` numbers of an intermediate product for each."""
+    step, readouts = max(1, _HELD // max(per_sample, 1)), g1.shape[1]
+    for i in range(0, len(x1), step):
+        yield out[i * readouts : (i + step) * readouts], x1[i : i + step], g1[i : i + step]
+
+
 def ntk_chain_(out, x1, g1, x2, g2, taps1, taps2, precision, upper) -> None:
     k = ntk_patch_gram(x1, x2, taps1, taps2, precision)  # [n1, n2, groups, S1, S2]
     n2, readouts2, groups, positions2, c = g2.shape
@@ -100,12 +126,13 @@ def ntk_chain_(out, x1, g1, x2, g2, taps1, taps2, precision, upper) -> None:
 
 
 def ntk_hadamard_(out, x1, g1, x2, g2, taps1, taps2, precision, upper) -> None:
-    k = ntk_patch_gram(x1, x2, taps1, taps2, precision)
-    left = g1.permute(0, 2, 1, 3, 4).unsqueeze(1)  # [n1, 1, groups, R1, S1, c]
     right = g2.permute(0, 2, 1, 3, 4).unsqueeze(0)  # [1, n2, groups, R2, S2, c]
-    b = product(
-        left.flatten(3, 4), right.flatten(3, 4).mT, precision
-    )  # [n1, n2, groups, R1*S1, R2*S2]
-    b = b.unflatten(4, right.shape[3:5]).unflatten(3, left.shape[3:5])  # ..., R1, S1, R2, S2
-    theta = (b * k[:, :, :, None, :, None]).sum((2, 4, 6))  # [n1, n2, R1, R2]
-    out += theta.permute(0, 2, 1, 3).reshape(out.shape)
+    per_sample = g2.shape[:4].numel() * g1.shape[1] * g1.shape[3]
+    for part, x, g in _slabs(out, x1, g1, per_sample):
+        k = ntk_patch_gram(x, x2, taps1, taps2, precision)
+        left = g.permute(0, 2, 1, 3, 4).unsqueeze(1)  # [n1, 1, groups, R1, S1, c]
+        # [n1, n2, groups, R1*S1, R2*S2]
+        b = product(left.flatten(3, 4), right.flatten(3, 4).mT, precision)
+        b = b.unflatten(4, right.shape[3:5]).unflatten(3, left.shape[3:5])  # ..., R1, S1, R2, S2
+        theta = (b * k[:, :, :, None, :, None]).sum((2, 4, 6))  # [n1, n2, R1, R2]
+        part += theta.permute(0, 2, 1, 3).reshape(part.shape)
