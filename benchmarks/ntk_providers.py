@@ -51,10 +51,10 @@ def outputs(scene: Scene, logits: Tensor) -> Tensor:
     return logits if scene.readout == "full" else logits.sum(-1, keepdim=True)
 
 
-def with_torch_func(scene: Scene) -> Call:
+def with_torch_func(scene: Scene, *, once: bool = False) -> Call:
     """Per-sample Jacobians of all parameters by vmap(jacrev), then one product a parameter.
 
-    The tutorial's function takes two sets of images; here one Jacobian serves both sides, to the peer's advantage.
+    The tutorial's function takes two sets of images and computes the Jacobians of both; `once`: one serves both sides.
     """
     parameters = {name: p.detach() for name, p in scene.model.named_parameters()}
     buffers = dict(scene.model.named_buffers())
@@ -64,9 +64,13 @@ def with_torch_func(scene: Scene) -> Call:
         return outputs(scene, logits).squeeze(0)
 
     def run() -> Tensor:
-        found = vmap(jacrev(single), (None, 0))(parameters, scene.images)
-        flat = [j.flatten(2) for j in found.values()]
-        return sum_of(torch.einsum("Naf,Mbf->NMab", j, j) for j in flat)
+        def jacobians() -> list[Tensor]:
+            found = vmap(jacrev(single), (None, 0))(parameters, scene.images)
+            return [j.flatten(2) for j in found.values()]
+
+        left = jacobians()
+        right = left if once else jacobians()
+        return sum_of(torch.einsum("Naf,Mbf->NMab", j, k) for j, k in zip(left, right, strict=True))
 
     return run
 

@@ -35,6 +35,7 @@ STYLES = {
     "art": ("#E69F00", "s"),
     "cleverhans": ("#009E73", "v"),
     "torch_func": ("#000000", "o"),
+    "torch_func_once": ("#555555", "o"),
     "hooks": ("#E69F00", "s"),
     "neural_tangents": ("#0072B2", "<"),
     "neural_tangents_jacobian": ("#56B4E9", "^"),

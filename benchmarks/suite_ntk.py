@@ -27,8 +27,9 @@ PATIENCE = 10.0  # seconds of the rounds for one provider, but two rounds at lea
 LONGEST = 120.0  # seconds of a first call after which a provider is not timed
 NT = {"neural_tangents": 3, "neural_tangents_jacobian": 1}
 PEERS = ("nngeometry", *NT)
-ALL = ("torch_func", "hooks", *PEERS)
-PACKAGES = {"nngeometry": "nngeometry", "torch_func": "torch", "hooks": "torch", "matmul": "torch"}
+ALL = ("torch_func", "torch_func_once", "hooks", *PEERS)
+PACKAGES = dict.fromkeys(("torch_func", "torch_func_once", "hooks", "matmul"), "torch")
+PACKAGES["nngeometry"] = "nngeometry"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ class Case:
     network: str
     shape: tuple[int, int, int, int]  # [N, C, H, W]
     readout: str = "full"  # full: all 10 logits | sum
-    against: tuple[str, ...] = ("torch_func", "hooks", *NT)  # () : advfast alone, by its own check
+    against: tuple[str, ...] = (
+        "torch_func",
+        "torch_func_once",
+        "hooks",
+        *NT,
+    )  # () : advfast alone, by its own check
     timed: bool = True  # False: one call, its memory
 
     @property
@@ -127,6 +133,8 @@ def makers(case: Case, scene: Scene, device: str) -> dict[str, Callable[[], Call
     found: dict[str, Callable[[], Callable[[], Tensor]]] = {}
     if "torch_func" in case.against:
         found["torch_func"] = partial(ntk_providers.with_torch_func, scene)
+    if "torch_func_once" in case.against:
+        found["torch_func_once"] = partial(ntk_providers.with_torch_func, scene, once=True)
     if "hooks" in case.against:
         found["hooks"] = partial(ntk_providers.with_hooks, scene)
     if "nngeometry" in case.against:

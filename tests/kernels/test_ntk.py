@@ -307,5 +307,5 @@ def test_the_definition_may_take_few_samples_at_a_time(name, monkeypatch):
 @pairs
 def test_the_core_says_which_precision_it_has(name):
     left, right = sides(Layer())
-    with pytest.raises(RuntimeError, match="'cpp' is not available: .* precision is 'tf32'"):
+    with pytest.raises(RuntimeError, match=r"'cpp' is not available: .* precision is 'tf32'"):
         add_pairs(name, new_out(left, right), left, right, precision="tf32", impl="cpp")
