@@ -179,6 +179,26 @@ def test_images_of_another_size():
         assert relative(got.tensor, dense(network, images(4), large)) < 1e-12
 
 
+@pytest.mark.parametrize("method", ["M", "C", "G"])
+def test_one_position_with_padding(method):
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(4, 3)
+    ).double()
+    x = torch.rand(5, 2, 2, 2, dtype=torch.float64)
+    assert relative(ntk(network, x, method=method).tensor, dense(network, x)) < 1e-12
+
+
+@pytest.mark.parametrize("readout", ["full", "trace"])
+def test_token_ids(readout, small_blocks):
+    network = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Tanh(), nn.Linear(12, 3)).double()
+    x1, x2 = torch.randint(0, 5, (7, 3)), torch.randint(0, 5, (6, 3))
+    for other in (None, x2):
+        exact = dense(network, x1, other)
+        if readout == "trace":
+            exact = exact.diagonal(dim1=2, dim2=3).sum(2)[:, :, None, None]
+        assert relative(ntk(network, x1, other, readout=readout).tensor, exact) < 1e-12
+
+
 def test_the_check_notices_a_wrong_kernel(monkeypatch):
     from advfast.ntk import contract
 
