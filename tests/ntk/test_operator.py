@@ -365,6 +365,7 @@ def test_the_model_is_left_as_it_was(failing):
     state = {k: v.clone() for k, v in network.state_dict().items()}
     modes = [m.training for m in network.modules()]
     wanted = [p.requires_grad for p in network.parameters()]
+    torch.backends.mha.set_fastpath_enabled(True)  # as torch has it, whatever ran before
     flags = torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.allow_tf32
     draw = torch.get_rng_state()
     operator = NTKOperator(network, images(N), params=list(dict(network.named_parameters()))[1:])
