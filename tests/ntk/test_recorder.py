@@ -146,6 +146,9 @@ def test_a_resumed_run_has_the_same_records(digits, probe, tmp_path, stop):
     whole = NTKRecorder(*probe, at=at, attack=None, readout="sum")
     run(digits, tmp_path / "whole", [whole], **settings)
     assert [row["step"] for row in whole.history] == [0, 1, 3, 4, 5, 8]
+    files = sorted((tmp_path / "whole" / "ntk").glob("step-*.npz"))[:2]
+    way = metrics.kernel_distance(*(torch.from_numpy(np.load(file)["clean"]) for file in files))
+    assert whole.history[1]["clean_velocity"] == pytest.approx(way / 0.25, rel=1e-6)
     broken = NTKRecorder(*probe, at=at, attack=None, readout="sum")
     with pytest.raises(KeyboardInterrupt):
         run(digits, tmp_path / "broken", [broken, StopAt(stop)], **settings)
