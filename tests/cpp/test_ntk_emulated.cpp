@@ -15,7 +15,7 @@ namespace {
 
 // The sanitizers make switching between the threads slow.
 #if defined(__SANITIZE_ADDRESS__)
-constexpr unsigned kFewer = 4;
+constexpr unsigned kFewer = 12;
 #else
 constexpr unsigned kFewer = 2;
 #endif
