@@ -35,7 +35,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BASE = {"samples": 32, "readouts": 10, "width": 16}
-AXES = {"samples": (8, 16, 32, 64, 128), "readouts": (1, 2, 5, 10), "width": (8, 16, 32, 64)}
+AXES = {"samples": (8, 16, 32, 64), "readouts": (1, 2, 5, 10), "width": (4, 8, 16, 32)}
 QUICK_BASE = {"samples": 2, "readouts": 2, "width": 4}
 QUICK_AXES = {"samples": (2, 4), "readouts": (1, 2), "width": (4, 8)}
 SIDE, QUICK_SIDE = 32, 16
