@@ -1,6 +1,6 @@
 """What the precision of the products does to a kernel, against float64 throughout.
 
-    python benchmarks/ntk_precision.py [--quick] [--threads 2] [--out benchmarks/results/precision_ntk_cpu.csv]
+    python benchmarks/ntk_precision.py [--quick] [--threads 2] [--out benchmarks/results/ntk_precision_cpu.csv]
 
 ResNet-18 of width 16, BN statistics as after training, all 10 logits. On a CPU the precisions of a GPU are emulated:
 operands are rounded as the kernels round them, products are summed in float32. "tf32 truncated" is what a GPU gives
