@@ -140,8 +140,8 @@ def compare(seed: int, epochs: int, probe: tuple[Tensor, Tensor], shared: dict) 
         rows.append(Row(
             **shared, seed=seed, quantity=of.name, standard=round(a, 6), adversarial=round(b, 6),
             ratio=round(a / b, 4) if b else float("inf"),
-            expected=f"standard {of.expected} adversarial" if of.expected else "",
-            holds="" if holds is None else "yes" if holds else "no",
+            expected=f"standard {of.expected} adversarial" if of.expected else "-",
+            holds="-" if holds is None else "yes" if holds else "no",
             earlier_standard=of.earlier_standard, earlier_adversarial=of.earlier_adversarial,
         ))  # fmt: skip
     return rows
