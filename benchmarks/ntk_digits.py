@@ -156,7 +156,7 @@ def table(rows: list[Row]) -> str:
             for values in ([row.standard for row in of], [row.adversarial for row in of])
         ]
         end = ""
-        if of[0].expected:
+        if of[0].expected != "-":
             end = (
                 f"{of[0].expected.split()[1]}, {sum(row.holds == 'yes' for row in of)} of {len(of)}"
             )

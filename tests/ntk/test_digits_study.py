@@ -37,7 +37,7 @@ def test_orders_are_judged_as_they_are_expected(made_up, tmp_path, capsys):
     held = {row["quantity"]: row["holds"] for row in rows}
     assert held["effective rank, clean"] == held["accuracy, PGD-20"] == "yes"
     assert held["largest eigenvalue / trace, clean"] == "no"  # 2 is not below 1
-    assert held["accuracy, clean"] == held["specialization, PGD-10"] == ""
+    assert held["accuracy, clean"] == held["specialization, PGD-10"] == "-"
     printed = capsys.readouterr().out
     assert "<, 0 of 3" in printed
     assert ">, 3 of 3" in printed
