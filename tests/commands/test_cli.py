@@ -53,7 +53,11 @@ def test_unexpected_errors_name_their_type(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], *([name, "--help"] for name in ("train", "evaluate", "attack", "ntk", "info"))],
+    [
+        [],
+        ["--help"],
+        *([name, "--help"] for name in ("train", "evaluate", "attack", "ntk", "info")),
+    ],
 )
 def test_help(arguments, capsys):
     assert cli.main(arguments) == 0
