@@ -101,7 +101,7 @@ def measure(shared: Shared, axis: str, at: dict[str, int], side: int, *, quick: 
     return [
         Row(
             shared.date, shared.commit, shared.machine, shared.threads, shared.torch, name, axis,
-            ms=round(times[name].median, 3), peak_bytes=peaks[name] or 0, **at,
+            ms=float(text(times[name].median)), peak_bytes=peaks[name] or 0, **at,
         )
         for name in calls
     ]  # fmt: skip
