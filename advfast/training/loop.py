@@ -17,8 +17,9 @@ from advfast.graphs import nvtx_range
 from .callbacks import Callbacks, TrainState
 from .interrupt import Interrupt
 from .methods import Method
-from .modifiers import Modifier
+from .modifiers import Modifier, StepInfo
 from .schedules import Schedule
+from .step import TrainStep
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -44,11 +45,10 @@ class Loop:
         method: epoch -> method, so that a run may begin with another one.
         loader: batches of an epoch.
         schedule: step of the whole run -> learning rate.
-        modifiers: in order.
-        scaler: of the loss, for fp16.
-        clip_grad: greatest l2 norm of the gradient of all weights together; None for no limit.
+        step: what is done with each batch.
         callbacks: told after every step.
         interrupt: asked after every step.
+        seed: of the run.
     """
 
     def __init__(
@@ -58,22 +58,20 @@ class Loop:
         method: Callable[[int], Method],
         loader: Batches,
         schedule: Schedule,
-        modifiers: Sequence[Modifier],
-        scaler: torch.amp.GradScaler,
-        clip_grad: float | None,
+        step: TrainStep,
         callbacks: Callbacks,
         interrupt: Interrupt,
         device: torch.device,
+        seed: int,
     ) -> None:
         self.state = state
         self.method = method
         self.loader = loader
         self.schedule = schedule
-        self.modifiers = modifiers
-        self.scaler = scaler
-        self.clip_grad = clip_grad
+        self.train_step = step
         self.callbacks = callbacks
         self.interrupt = interrupt
+        self.seed = seed
         self.between: Callable[[], None] = lambda: None
         """Called after every step, before `stop` is looked at."""
         self.device = device
@@ -127,7 +125,12 @@ class Loop:
         state = self.state
         self._show()
         watch = _Watch(self.device)
+        self.train_step.see = lambda loss: watch.see(loss, self._where())
         state.model.train()
+        method = self.method(self.epoch)
+        method.begin_epoch(self.epoch, self.loader)
+        for modifier in self.modifiers:
+            modifier.begin_epoch(self.epoch, self.loader)
         before = self._seconds
         started = time.perf_counter()
         # Closed also when a step raises, so that what reads ahead ends.
@@ -136,7 +139,7 @@ class Loop:
             stack.callback(getattr(batches, "close", lambda: None))
             for batch in batches:
                 with nvtx_range("advfast.train_step"):
-                    self._step(batch, watch)
+                    self._step(method, batch)
                 self._seconds = before + time.perf_counter() - started
                 state.images_per_second = self._seen / max(self._seconds, 1e-9)
                 self.callbacks.call("on_step_end", state)
@@ -149,6 +152,8 @@ class Loop:
             torch.cuda.synchronize(self.device)
         self._seconds = before + time.perf_counter() - started
         self._check_weights()
+        for modifier in self.modifiers:
+            modifier.after_epoch(state.model, self.epoch, self.loader)
         return {
             "epoch": state.epoch,
             "lr": state.lr,
@@ -161,37 +166,28 @@ class Loop:
         """The last columns of the row."""
         return {"seconds": self._seconds, "images_per_second": self._seen / self._seconds}
 
-    def _step(self, batch: Batch, watch: _Watch) -> None:
-        state, optimizer = self.state, self.state.optimizer
-        method = self.method(self.epoch)
+    @property
+    def modifiers(self) -> Sequence[Modifier]:
+        return self.train_step.modifiers
+
+    def _step(self, method: Method, batch: Batch) -> None:
+        state = self.state
         state.lr = self.schedule(state.global_step)
-        for group in optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = state.lr * group.get("lr_scale", 1.0)
+        info = StepInfo(
+            state.global_step, state.steps_per_epoch, state.epochs, state.lr, method, self.seed
+        )
         for modifier in self.modifiers:
-            batch = modifier.batch(batch)
-        with nvtx_range("advfast.craft"):
-            images = method.craft(batch)
-        with nvtx_range("advfast.update"):
-            loss, logits = method.loss(images, batch)
-            watch.see(loss.detach(), self._where())
-            optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
-            if self.clip_grad is not None:
-                self.scaler.unscale_(optimizer)
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        for modifier in self.modifiers:
-            modifier.after_step(state.model)
+            modifier.before_step(info)
+        outcome = self.train_step(method, batch)
         self.step += 1
         self._show()
-        state.batch = batch
-        state.loss = loss.detach()
-        state.correct = (logits.detach().argmax(1) == batch.labels).sum()
-        self._loss_sum += state.loss.double() * len(batch.labels)
+        state.batch, state.loss, state.correct = outcome.batch, outcome.loss, outcome.correct
+        count = len(batch.labels)
+        self._loss_sum += state.loss.double() * count
         self._correct += state.correct
-        self._seen += len(batch.labels)
+        self._seen += count
 
     def _where(self) -> str:
         state = self.state

@@ -126,7 +126,7 @@ class Run:
             run={
                 "weights": raw,
                 "optimizer": self.state.optimizer.state_dict(),
-                "scaler": self.loop.scaler.state_dict(),
+                "scaler": self.loop.train_step.scaler.state_dict(),
                 "loop": self.loop.state_dict(),
                 "method": self.method.state_dict(),
                 "modifiers": [modifier.state_dict() for modifier in self.modifiers],
@@ -168,7 +168,7 @@ class Run:
             self.state.optimizer.load_state_dict(run["optimizer"])
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path}: the optimiser does not fit: {error}") from error
-        self.loop.scaler.load_state_dict(run["scaler"])
+        self.loop.train_step.scaler.load_state_dict(run["scaler"])
         self.loop.load_state_dict(run["loop"])
         self.method.load_state_dict(run["method"])
         for modifier, saved in zip(self.modifiers, run["modifiers"], strict=True):

@@ -245,6 +245,7 @@ def check_numbers(
     clean_prefix: int,
     save_every: int | None,
     threads: int | None,
+    micro_batch: int | None,
 ) -> None:
     """
     Raises:
@@ -255,6 +256,7 @@ def check_numbers(
         "batch_size": (batch_size, 1),
         "clean_prefix": (clean_prefix, 0),
         "save_every": (1 if save_every is None else save_every, 1),
+        "micro_batch": (1 if micro_batch is None else micro_batch, 1),
         "threads": (1 if threads is None else threads, 1),
     }
     for name, (count, least) in counts.items():

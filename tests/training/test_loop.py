@@ -45,7 +45,7 @@ def test_training_is_the_plain_loop(tmp_path, tiny, method):
             assert torch.equal(x, images[numbers])
             assert torch.equal(y, labels[numbers])
             if method == "pgd-at":
-                x = PGDAttack(plain, **settings)(x, y)
+                x = PGDAttack(plain, **settings)(x, y, sample_ids=numbers)
             optimizer.param_groups[0]["lr"] = one_cycle(step, total, 0.05)
             logits = plain(x)
             loss = F.cross_entropy(logits, y)

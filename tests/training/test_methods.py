@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from advfast.attacks import PGDAttack
 from advfast.data import Batch
 from advfast.training import methods
-from advfast.training.methods import pgd_at
 
 SETTINGS = methods.Settings(eps=0.1, alpha=None, steps=3, norm="linf")
 
@@ -36,12 +36,13 @@ def test_standard_is_cross_entropy_on_the_images(batch):
 def test_pgd_at_trains_on_harder_images_inside_the_ball(batch, monkeypatch):
     seen = []
 
-    class Spy(pgd_at.PGDAttack):
-        def __call__(self, *args, **kwargs):
-            seen.append(super().__call__(*args, **kwargs))
-            return seen[-1]
+    call = PGDAttack.__call__
 
-    monkeypatch.setattr(pgd_at, "PGDAttack", Spy)
+    def spy(self, *args, **kwargs):
+        seen.append(call(self, *args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(PGDAttack, "__call__", spy)
     model = network()
     images, labels, _ = batch
     loss, logits = step(methods.make("pgd-at", model, SETTINGS), batch)

@@ -126,6 +126,6 @@ def test_modifiers_compose_in_order(tmp_path, tiny):
 
 
 def test_not_a_modifier(tmp_path, tiny):
-    with pytest.raises(TypeError, match="modifiers must be instances"):
-        train("small-cnn", tiny, modifiers=["ema"], out=tmp_path / "run", **RECIPE)
+    with pytest.raises(TypeError, match="modifiers must be names or instances"):
+        train("small-cnn", tiny, modifiers=[EMA], out=tmp_path / "run", **RECIPE)
     assert not (tmp_path / "run").exists()

@@ -268,7 +268,7 @@ def test_sigterm_saves_in_the_middle_of_an_epoch(tmp_path, data, whole, step, ca
 
 
 def test_ctrl_c_during_validation_saves_the_trained_epoch(tmp_path, data, whole, monkeypatch):
-    module = sys.modules["advfast.training.train"]
+    module = sys.modules["advfast.training.assemble"]
     evaluate, calls = module.evaluate, []
 
     def interrupted(*args, **kwargs):
@@ -293,7 +293,7 @@ def test_killed_programs_go_on(tmp_path):
 
 def test_resume_of_a_complete_run_returns_at_once(tmp_path, data, monkeypatch):
     first = course(tmp_path, data)
-    for module in (sys.modules["advfast.training.train"], finish):
+    for module in (sys.modules["advfast.training.assemble"], finish):
         monkeypatch.setattr(module, "evaluate", lambda *a, **k: pytest.fail("evaluated again"))
     stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = course(tmp_path, data)

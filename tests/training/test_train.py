@@ -14,12 +14,12 @@ import advfast
 from advfast import models
 from advfast.data import TensorSource, load
 from advfast.evaluation import evaluate
-from advfast.training import finish, train
+from advfast.training import checkpoint, finish, train
 from advfast.training.loop import NonFiniteLoss
 
 from .conftest import EPS, RECIPE
 
-train_module = sys.modules["advfast.training.train"]
+assembled = sys.modules["advfast.training.assemble"]
 
 
 def weights(result):
@@ -90,7 +90,7 @@ def test_best_is_the_best_on_held_out_data(robust, standard):
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_checkpoint_reproduces_the_accuracy(robust, which):
     selected = getattr(robust, which)
-    model = train_module.checkpoint.load(selected.checkpoint)
+    model = checkpoint.load(selected.checkpoint)
     assert isinstance(model, models.SmallCNN)
     report = evaluate(model, "digits", eps=EPS)
     assert report["clean"] == selected.test["clean"]
@@ -123,7 +123,7 @@ def test_test_set_is_evaluated_once_after_training(tmp_path, tiny, monkeypatch):
         calls.append(("test" if data is test else "val", rows))
         return evaluate(model, data, **kwargs)
 
-    monkeypatch.setattr(train_module, "evaluate", spy)
+    monkeypatch.setattr(assembled, "evaluate", spy)
     monkeypatch.setattr(finish, "evaluate", spy)
     result = train("small-cnn", tiny, test=test, out=tmp_path, **dict(RECIPE, epochs=3, steps=1))
     models_tested = 1 if result.best.epoch == 3 else 2
@@ -153,7 +153,7 @@ def test_model_is_trained_in_place_and_holds_the_best_weights(tmp_path, tiny):
     result = train(model, tiny, out=tmp_path, **dict(RECIPE, epochs=4, lr=0.5, steps=2))
     assert result.model is model
     assert not torch.equal(model[1].weight, before)
-    saved = train_module.checkpoint.read(result.best.checkpoint)["state"]
+    saved = checkpoint.read(result.best.checkpoint)["state"]
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
 
 
@@ -165,10 +165,10 @@ def test_best_weights_are_those_of_the_best_epoch(tmp_path, tiny, monkeypatch):
         clean, robust = SimpleNamespace(value=0.9), SimpleNamespace(value=next(scores))
         return {"clean": clean, "pgd-10": robust}
 
-    monkeypatch.setattr(train_module, "evaluate", peaked)
+    monkeypatch.setattr(assembled, "evaluate", peaked)
     result = train("small-cnn", tiny, out=tmp_path, **dict(RECIPE, epochs=4, steps=1))
     assert (result.best.epoch, result.last.epoch) == (2, 4)
-    best, last = (train_module.checkpoint.read(tmp_path / name) for name in ("best.pt", "last.pt"))
+    best, last = (checkpoint.read(tmp_path / name) for name in ("best.pt", "last.pt"))
     assert (best["epoch"], last["epoch"]) == (2, 4)
     assert torch.equal(weights(result)["linear2.bias"], best["state"]["linear2.bias"])
     assert not torch.equal(best["state"]["linear2.bias"], last["state"]["linear2.bias"])
@@ -183,7 +183,7 @@ def test_best_is_by_what_the_method_is_for(tmp_path, tiny, monkeypatch, method, 
         clean, robust = (SimpleNamespace(value=value) for value in next(scores))
         return {"clean": clean, "pgd-10": robust}
 
-    monkeypatch.setattr(train_module, "evaluate", scored)
+    monkeypatch.setattr(assembled, "evaluate", scored)
     settings = dict(RECIPE, epochs=4, steps=1)
     assert train("small-cnn", tiny, method=method, out=tmp_path, **settings).best.epoch == best
 
@@ -195,7 +195,7 @@ def test_batch_norm_and_a_last_batch_of_one(tmp_path):
     held_out = torch.rand(8, 1, 8, 8), torch.arange(8) % 2
     train(model, data, val=held_out, out=tmp_path, **dict(RECIPE, epochs=3, steps=2))
     # Crafting has not moved the running statistics: one update a step.
-    assert train_module.checkpoint.read(tmp_path / "last.pt")["state"]["1.num_batches_tracked"] == 3
+    assert checkpoint.read(tmp_path / "last.pt")["state"]["1.num_batches_tracked"] == 3
 
 
 class Breaks(nn.Module):
@@ -221,7 +221,7 @@ def test_non_finite_loss_stops_and_keeps_what_was_saved(tmp_path, tiny):
         NonFiniteLoss, match=r"nan at step 5 \(epoch 3 of 4.*epochs up to 2 are saved"
     ):
         train(model, tiny, out=tmp_path, **dict(RECIPE, epochs=4, steps=1))
-    kept = train_module.checkpoint.read(tmp_path / "last.pt")
+    kept = checkpoint.read(tmp_path / "last.pt")
     assert kept["epoch"] == 2
     assert all(value.isfinite().all() for value in kept["state"].values())
     assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -8,6 +8,7 @@ from torch import nn
 
 from advfast.kernels.pgd.api import nearest
 
+from .base import Backward as Backward
 from .base import Method as Method
 from .base import Settings as Settings
 from .base import Step as Step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from advfast.attacks import PGDAttack
 from advfast.data import Batch
 
 from .base import Method, Settings
@@ -18,17 +17,10 @@ class PGDAT(Method):
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__(model, settings)
-        self.attack = PGDAttack(
-            model,
-            eps=settings.eps,
-            alpha=settings.alpha,
-            steps=settings.steps,
-            norm=settings.norm,
-            bn=settings.bn,
-            precision=settings.precision,
-            # The loader has checked the images and `train` the labels: no need to in every step.
-            check=False,
-        )
+        self.pgd = self.attack()
 
     def craft(self, batch: Batch) -> Tensor:
-        return self.attack(batch.images, batch.labels)
+        return self.pgd(batch.images, batch.labels, sample_ids=batch.indices)
+
+    def passes(self) -> float:
+        return 2 * self.steps + 3

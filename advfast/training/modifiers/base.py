@@ -2,32 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from advfast.data import Batch
+
+if TYPE_CHECKING:
+    from ..loop import Batches
+    from ..methods import Method
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Where a run stands before a step.
+
+    Attributes:
+        step: optimiser steps done in the run.
+        steps_per_epoch: of them.
+        epochs: of the run.
+        lr: learning rate of this step.
+        method: of this step.
+        seed: of the run.
+    """
+
+    step: int
+    steps_per_epoch: int
+    epochs: int
+    lr: float
+    method: Method
+    seed: int
+
+    @property
+    def done(self) -> float:
+        """Epochs done, with the share of the one at hand."""
+        return self.step / self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Update:
+    """The step on the weights that a modifier is around.
+
+    Attributes:
+        model: in train mode.
+        gradients: () -> gradients of the batch's loss at the weights of the moment, one for each parameter that
+            requires one, in order, up to a positive factor; None for one that has no part in it. Leaves buffers and
+            .grad alone.
+    """
+
+    model: nn.Module
+    gradients: Callable[[], list[Tensor | None]]
 
 
 class Modifier:
     """Goes with any method; every hook does nothing unless overridden. Several compose in the order given.
 
-    A modifier whose `state_dict` holds what it needs resumes like everything else.
+    A modifier whose `state_dict` holds what it needs resumes like everything else. On CUDA a step is recorded into a
+    graph: `batch`, `updating` and `after_step` are work of the device alone, and what changes from step to step is
+    written by `before_step` (which is not recorded) into tensors that stay where they are; a modifier that cannot be
+    recorded says so with `capturable`.
     """
 
-    name = "modifier"
+    name: ClassVar[str] = "modifier"
+
+    capturable: ClassVar[bool] = True
+
+    needs_separable: ClassVar[bool] = False
+    """Whether it needs a method that is `separable`."""
+
+    makes_soft_labels: ClassVar[bool] = False
+    """Whether `batch` returns labels [B, K]."""
 
     def begin(self, model: nn.Module) -> None:
         """Before the first step, with the model as it will be trained (on its device)."""
+
+    def begin_epoch(self, epoch: int, batches: Batches) -> None:
+        """Before the first step of an epoch (from 1), and when a run is resumed in the middle of it."""
+
+    def before_step(self, info: StepInfo) -> None:
+        """Before everything else of a step."""
 
     def batch(self, batch: Batch) -> Batch:
         """Before the images are attacked: another batch, for example a mixed one."""
         return batch
 
+    @contextmanager
+    def updating(self, update: Update) -> Iterator[None]:
+        """Around gradient and optimiser's step, on images that are crafted."""
+        yield
+
     def after_step(self, model: nn.Module) -> None:
         """After the optimiser's step."""
+
+    def after_epoch(self, model: nn.Module, epoch: int, batches: Batches) -> None:
+        """After the last step of an epoch, before validation."""
 
     @contextmanager
     def evaluating(self, model: nn.Module) -> Iterator[None]:

@@ -1,0 +1,180 @@
+"""The parts of a run from the arguments of `train`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from advfast.evaluation import evaluate
+from advfast.kernels.pgd.api import check_norm
+
+from . import methods, optim, schedules, setup
+from .callbacks import Callbacks, TrainState
+from .interrupt import Interrupt
+from .loop import Batches, Loop
+from .modifiers import EMA, Modifier
+from .modifiers import make as make_modifier
+from .precision import make_scaler, resolve_precision
+from .profiling import Profiler
+from .progress import Progress
+from .resume import note
+from .run import Run
+from .step import TrainStep
+from .tensorboard import TensorBoard
+
+VAL_ATTACK = "pgd-10"
+"""Robust accuracy on the held-out split, each epoch."""
+
+
+def check(a: SimpleNamespace) -> None:
+    """Everything that can be checked without data; resolves `norm`, `eps` and `alpha`."""
+    a.norm = check_norm("train", a.norm)
+    setup.check_numbers(
+        eps=a.eps,
+        norm=a.norm,
+        epochs=a.epochs,
+        batch_size=a.batch_size,
+        seed=a.seed,
+        label_smoothing=a.label_smoothing,
+        clip_grad=a.clip_grad,
+        clean_prefix=a.clean_prefix,
+        save_every=a.save_every,
+        threads=a.threads,
+        micro_batch=a.micro_batch,
+    )
+    # Each checks its own when it is made; the user's may ask for the model, and are made with it.
+    if not callable(a.method):
+        methods.make(a.method, nn.Identity(), settings(a))
+    a.eps = float(a.eps)
+    if not callable(a.optimizer):
+        make_optimizer(a, nn.LayerNorm(1))  # any that draws no random weights
+    if not callable(a.schedule):
+        schedules.make(a.schedule, a.lr, epochs=a.epochs, steps=1, options=a.schedule_options)
+    resolve_precision(a.precision, torch.device("cpu"))
+    make_modifiers(a)
+    a.callbacks = tuple(a.callbacks)
+    Callbacks(a.callbacks)
+    if not isinstance(a.model, (str, nn.Module)):
+        raise TypeError(f"model must be an nn.Module or a name, got {type(a.model).__name__}")
+    if a.resume and a.overwrite:
+        raise ValueError(
+            "resume and overwrite exclude each other: go on with the run, or replace it"
+        )
+    if a.resume and a.out is None:
+        raise ValueError("resume needs `out`, the folder of the run to go on with")
+
+
+def settings(a: SimpleNamespace) -> methods.Settings:
+    precision = "fp32" if a.precision == "auto" else a.precision
+    options = dict(a.method_options or {})
+    return methods.Settings(
+        a.eps,
+        a.alpha,
+        a.steps,
+        a.norm,
+        a.bn,
+        precision,
+        a.label_smoothing,
+        a.micro_batch,
+        options,
+    )
+
+
+def make_optimizer(a: SimpleNamespace, model: nn.Module) -> torch.optim.Optimizer:
+    return optim.make(
+        a.optimizer,
+        model,
+        lr=a.lr,
+        momentum=a.momentum,
+        weight_decay=a.weight_decay,
+        options=a.optimizer_options,
+    )
+
+
+def make_modifiers(a: SimpleNamespace) -> list[Modifier]:
+    made = [make_modifier(modifier) for modifier in a.modifiers]
+    return [*made, *([] if a.ema is None else [EMA(a.ema)])]
+
+
+def make_run(
+    a: SimpleNamespace,
+    own: methods.Method,
+    state: TrainState,
+    parts: setup.RunData,
+    loader: Batches,
+    environment: dict[str, Any],
+    interrupt: Interrupt,
+    saved: dict[str, Any] | None,
+) -> Run:
+    """A run ready to train, from the beginning or from what was saved."""
+    device, model, folder = torch.device(environment["device"]), state.model, state.folder
+    clean = methods.Standard(model, replace(settings(a), options={}))
+    modifiers = make_modifiers(a)
+    for modifier in modifiers:
+        if modifier.needs_separable and not own.separable:
+            raise ValueError(
+                f"modifier {modifier.name!r} needs the loss of the same images at other weights, "
+                f"which method {a.method!r} does not have"
+            )
+        if modifier.makes_soft_labels and not own.soft_labels:
+            raise ValueError(
+                f"modifier {modifier.name!r} mixes labels, and method {a.method!r} needs classes"
+            )
+        modifier.begin(model)
+    schedule = a.schedule
+    if not callable(schedule):
+        schedule = schedules.make(
+            schedule, a.lr, epochs=a.epochs, steps=len(loader), options=a.schedule_options
+        )
+    shown: list[object] = []
+    if a.progress:
+        shown.append(Progress(environment, own.trains_on, note(saved, environment, loader)))
+    if a.tensorboard:
+        shown.append(TensorBoard(folder / "tensorboard"))
+    if a.profile:
+        shown.append(Profiler(folder / "profile", shown=a.progress))
+    callbacks = Callbacks([*shown, *a.callbacks])
+
+    def validate() -> tuple[float, float]:
+        report = evaluate(
+            model,
+            parts.val,
+            attacks=("clean", VAL_ATTACK),
+            eps=a.eps,
+            norm=a.norm,
+            seed=a.seed,
+        )
+        return report["clean"].value, report[VAL_ATTACK].value
+
+    loop = Loop(
+        state,
+        method=lambda epoch: clean if epoch <= a.clean_prefix else own,
+        loader=loader,
+        schedule=schedule,
+        step=TrainStep(
+            model,
+            state.optimizer,
+            modifiers,
+            make_scaler(a.precision, device),
+            a.clip_grad,
+            a.micro_batch,
+        ),
+        callbacks=callbacks,
+        interrupt=interrupt,
+        device=device,
+        seed=a.seed,
+    )
+    run = Run(
+        loop,
+        method=own,
+        validate=validate,
+        environment=environment,
+        save_every=a.save_every,
+    )
+    if saved is not None:
+        run.restore(saved)
+    return run
