@@ -56,8 +56,8 @@ class Method:
     Most methods are `craft` and `loss`, which are apart because some modifiers need the loss of the same images at
     other weights. A method whose crafting and learning are one computation overrides `update` and is not `separable`.
     All are called with the model in train mode and must leave it so. On CUDA they are recorded into a graph: they are
-    work of the device alone, and what changes from step to step is in tensors that stay where they are (see `begin_epoch`,
-    `strength`); a method that cannot be says so with `capturable`.
+    work of the device alone, and what changes from step to step is in tensors that stay where they are (see
+    `begin_epoch`, `strength`); a method that cannot be says so with `capturable`.
 
     Args:
         model: the bare model in training, images [B, C, H, W] -> logits [B, K].
