@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from advfast.training.result import Selected
 
 _BY_DATA = "[default: by data set]"
-_OPTIONS = ("schedule_options", "optimizer_options", "method_options")
+_OPTIONS = ("schedule_options", "optimizer_options", "method_options", "modifiers")
 
 
 def _setting(help: str) -> Any:
@@ -38,7 +38,17 @@ def train(
         str | None,
         typer.Option(help=f"Name of a network, timm:NAME, or file.py:make. {_BY_DATA}"),
     ] = None,
-    method: Annotated[str, typer.Option(help="pgd-at or standard.")] = "pgd-at",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A published one, such as rice2020, wong2020 or wang2023: its settings."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="pgd-at, standard, trades, mart, fgsm-rs, n-fgsm, fgsm, free, yopo, gradalign, atta, or "
+            "file.py:Class. [default: pgd-at]"
+        ),
+    ] = None,
     eps: Annotated[float | None, _setting(f"Radius, pixels 0 to 1. {_BY_DATA}")] = None,
     alpha: Annotated[float | None, _setting("Step size. [default: eps/4]")] = None,
     steps: Annotated[int | None, typer.Option(help=f"PGD steps in training. {_BY_DATA}")] = None,
@@ -70,6 +80,24 @@ def train(
     optimizer: Annotated[str | None, typer.Option(help="sgd or adamw. [default: sgd]")] = None,
     momentum: Annotated[float | None, _setting("Of SGD. [default: 0.9]")] = None,
     weight_decay: Annotated[float | None, _setting("[default: 0.0005]")] = None,
+    norm_decay: Annotated[
+        bool | None,
+        typer.Option(
+            "--norm-decay/--no-norm-decay",
+            help="Weight decay on normalisation layers too. [default: yes]",
+        ),
+    ] = None,
+    modifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modifier",
+            help="Such as awp:gamma=0.01, swa, cutmix or eps-warmup:epochs=5. May be repeated.",
+        ),
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(help="Images of one pass; the gradient is added up. [default: all]"),
+    ] = None,
     optimizer_option: Annotated[
         list[str] | None, _pairs("Setting of the optimiser, such as nesterov=true.")
     ] = None,
@@ -130,16 +158,22 @@ def train(
         name: value
         for name, value in locals().items()
         if value is not None
-        and name not in ("context", "config", "debug", "quiet", "seeds", "data", "model")
+        and name
+        not in ("context", "config", "debug", "quiet", "seeds", "data", "model", "modifier")
         and not name.endswith("_option")
     }
     from advfast import training
     from advfast.training.presets import PRESETS
+    from advfast.training.recipes import find
 
     preset = PRESETS.get(data, {})
+    if recipe is not None:
+        # What is published wins over what suits the data set.
+        preset = {k: v for k, v in preset.items() if k not in find(recipe).arguments}
     # A given model is no longer the one that the preset's network is for; its attack and length still are.
     arguments = preset | arguments
-    arguments["model"] = model or preset.get("model", "small-cnn")
+    if model is not None:
+        arguments["model"] = model
     given = {
         "schedule_options": schedule_option,
         "optimizer_options": optimizer_option,
@@ -149,18 +183,22 @@ def train(
         found = {**extras(context).get(name, {}), **_parse(name, words)}
         if found:
             arguments[name] = found
+    modifiers = [*extras(context).get("modifiers", []), *(modifier or [])]
+    if modifiers:
+        arguments["modifiers"] = modifiers
     if isinstance(arguments.get("augment"), str):
         arguments["augment"] = [part for part in arguments["augment"].split(",") if part]
     if seeds is not None and seed is not None:
         raise ValueError("--seed and --seeds exclude each other")
-    network = arguments.pop("model")
     if seeds is not None:
+        published = find(recipe).arguments if recipe is not None else {}
+        network = arguments.pop("model", published.get("model", "small-cnn"))
         result = training.sweep(network, data, seeds=_seeds(seeds), progress=not quiet, **arguments)
         print(result)
         if result.failed:
             raise typer.Exit(1)
         return
-    print(_summary(training.train(network, data, progress=not quiet, **arguments)))
+    print(_summary(training.train(data=data, progress=not quiet, **arguments)))
 
 
 def _parse(name: str, words: list[str] | None) -> dict[str, Any]:

@@ -91,6 +91,7 @@ def make_optimizer(a: SimpleNamespace, model: nn.Module) -> torch.optim.Optimize
         lr=a.lr,
         momentum=a.momentum,
         weight_decay=a.weight_decay,
+        norm_decay=a.norm_decay,
         options=a.optimizer_options,
     )
 

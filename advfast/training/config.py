@@ -12,7 +12,7 @@ from advfast.files import write_text
 
 _FROM_PYTHON = " from Python>"
 
-NOT_COMPARED = ("threads", "data_root", "save_every", "tensorboard", "profile")
+NOT_COMPARED = ("recipe", "threads", "data_root", "save_every", "tensorboard", "profile")
 """Arguments that may change when a run is resumed: they change nothing that is learnt (threads: only rounding)."""
 
 
@@ -46,6 +46,11 @@ def write_config(path: Path, arguments: Mapping[str, Any]) -> None:
         for name, value in arguments.items()
         if from_python(value)
     ]
+    arguments = dict(arguments)
+    recipe = arguments.pop("recipe", None)
+    if recipe is not None:
+        # No key: it would fill in what was left out on purpose.
+        lines.append(f"# from the recipe {recipe}; all its values are here")
     empty = [
         name
         for name, value in arguments.items()

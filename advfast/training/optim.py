@@ -17,6 +17,12 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
 }
 
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
+
 Maker = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -27,6 +33,7 @@ def make(
     lr: float,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    norm_decay: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimiser over all parameters that require gradients.
@@ -34,7 +41,8 @@ def make(
     Args:
         optimizer: "sgd", "adamw", or a function of the parameters that makes one.
         momentum: of SGD.
-        weight_decay: on every parameter, as in the published recipes of adversarial training.
+        weight_decay: on every parameter, as in most published recipes of adversarial training.
+        norm_decay: False for none on the parameters of normalisation layers.
         options: further keyword arguments of torch's class, such as nesterov or betas.
 
     Raises:
@@ -71,4 +79,15 @@ def make(
                 f"optimizer {optimizer!r} has no option {key!r}{nearest(key, known)}; it has "
                 + ", ".join(known)
             )
-    return kind(parameters, **given)
+    if norm_decay or not weight_decay:
+        return kind(parameters, **given)
+    norms = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, _NORMS)
+        for parameter in module.parameters(recurse=False)
+    }
+    decayed = [parameter for parameter in parameters if parameter not in norms]
+    rest = [parameter for parameter in parameters if parameter in norms]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
+    return kind([group for group in groups if group["params"]], **given)

@@ -23,6 +23,7 @@ from .interrupt import Interrupt
 from .loop import Batches
 from .modifiers import Modifier
 from .precision import arithmetic, resolve_precision
+from .recipes import with_recipe
 from .repeated import Repeated
 from .result import TrainResult, read_result
 from .resume import explained, saved_run
@@ -31,10 +32,12 @@ _NOT_CONFIG = ("out", "overwrite", "resume", "progress", "callbacks")
 """Arguments that are no part of what a run is."""
 
 
+@with_recipe
 def train(
     model: nn.Module | str = "small-cnn",
     data: object = "digits",
     *,
+    recipe: str | None = None,
     method: str | methods.Maker = "pgd-at",
     eps: float = 8 / 255,
     alpha: float | None = None,
@@ -55,6 +58,7 @@ def train(
     optimizer: str | optim.Maker = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
+    norm_decay: bool = True,
     optimizer_options: Mapping[str, Any] | None = None,
     clip_grad: float | None = None,
     augment: Sequence[str] = (),
@@ -94,7 +98,10 @@ def train(
         data: the name of a built-in set, a file or a folder (see `advfast.data.load`), or "file.py:make"; a pair
             (images [N, C, H, W] uint8 or float in [0, 1], labels [N]); a torch Dataset of (image tensor, label); or a
             DataLoader, which needs `val`.
-        method: "pgd-at", "standard", or your own subclass of `advfast.training.methods.Method`.
+        recipe: the name of a published one, such as "rice2020" or "wong2020" (see `advfast.training.recipes`), whose
+            values take the place of the arguments that are not given; it prints all that it sets.
+        method: one of `advfast.training.methods.METHODS`, such as "pgd-at", "trades" or "fgsm-rs"; or your own subclass
+            of `advfast.training.methods.Method`.
         eps: radius of the attack in training and evaluation, pixel units of [0, 1].
         alpha: step size in training; None is the method's own (eps/4 for most).
         steps: PGD steps in training; None is the method's own (10 for most).
@@ -121,6 +128,7 @@ def train(
             every parameter group, times the group's "lr_scale" if it has one.
         momentum: of SGD.
         weight_decay: of either.
+        norm_decay: False for no weight decay on the parameters of normalisation layers.
         optimizer_options: further keyword arguments of torch's class, such as {"nesterov": True}.
         clip_grad: greatest l2 norm of the gradient of all weights together.
         augment: of the training images, on the device, in order: "crop", "crop:4", "crop-reflect:4", "flip", "cutout",

@@ -1,0 +1,305 @@
+"""Published recipes by name: arguments of `train` as the released code has them, for CIFAR-10."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from advfast.kernels.pgd.api import nearest
+
+_POSITIONAL = ("model", "data")
+_RESULT = TypeVar("_RESULT")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    Attributes:
+        source: paper, and what the values were read from.
+        arguments: of `train`.
+        differs: what the released code does besides, which these arguments do not.
+    """
+
+    source: str
+    arguments: dict[str, Any]
+    differs: str = ""
+
+
+_SGD = {"batch_size": 128, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+_STEPS_AT_THREE = {"schedule": "piecewise", "schedule_options": {"milestones": [75, 90, 100]}}
+_FAST = _SGD | {"model": "preact-resnet18", "eps": 8 / 255, "augment": ["crop", "flip"]}
+_AWP_200 = _SGD | {
+    "model": "preact-resnet18",
+    "eps": 8 / 255,
+    "alpha": 2 / 255,
+    "steps": 10,
+    "epochs": 200,
+    "lr": 0.1,
+    "schedule": "piecewise",
+    "schedule_options": {"milestones": [100, 150]},
+    "augment": ["crop", "flip"],
+}
+
+RECIPES: dict[str, Recipe] = {
+    "madry2018": Recipe(
+        "PGD-AT, Madry et al., ICLR 2018; MadryLab/cifar10_challenge",
+        _SGD
+        | {
+            "model": "wrn-34-10",
+            "method": "pgd-at",
+            "eps": 8 / 255,
+            "alpha": 2 / 255,
+            "steps": 10,
+            "bn": "train-update",
+            "epochs": 205,
+            "lr": 0.1,
+            "schedule": "piecewise",
+            "schedule_options": {"milestones": [102, 154]},
+            "weight_decay": 2e-4,
+            "augment": ["crop", "flip"],
+        },
+        "a 32-layer network with leaky ReLU and images standardised one by one; weight decay on the weights of "
+        "convolutions and of the last layer alone",
+    ),
+    "rice2020": Recipe(
+        "PGD-AT, Rice et al., ICML 2020; locuslab/robust_overfitting",
+        _SGD
+        | {
+            "model": "preact-resnet18",
+            "method": "pgd-at",
+            "eps": 8 / 255,
+            "alpha": 2 / 255,
+            "steps": 10,
+            "bn": "train-update",
+            "epochs": 200,
+            "lr": 0.1,
+            "schedule": "piecewise",
+            "schedule_options": {"milestones": [0.5, 0.75]},
+            "augment": ["crop-reflect:4", "flip"],
+        },
+        "two more forward passes a step in train mode, which move the running statistics",
+    ),
+    "pang2021": Recipe(
+        "PGD-AT, Pang et al., ICLR 2021, Bag of Tricks; P2333/Bag-of-Tricks-for-AT",
+        _SGD
+        | {
+            "model": "wrn-34-10",
+            "method": "pgd-at",
+            "eps": 8 / 255,
+            "alpha": 2 / 255,
+            "steps": 10,
+            "bn": "eval",
+            "epochs": 110,
+            "lr": 0.1,
+            "schedule": "piecewise",
+            "schedule_options": {"milestones": [100, 105]},
+            "augment": ["crop-reflect:4", "flip"],
+        },
+    ),
+    "wong2020": Recipe(
+        "FGSM-RS, Wong et al., ICLR 2020; locuslab/fast_adversarial",
+        _FAST
+        | {
+            "method": "fgsm-rs",
+            "alpha": 10 / 255,
+            "bn": "train-update",
+            "epochs": 15,
+            "lr": 0.2,
+            "schedule": "triangular",
+        },
+        "apex O2 with a loss scale of 1; the random start's upper end is that of the first channel",
+    ),
+    "shafahi2019": Recipe(
+        "Free-AT with m = 8, Shafahi et al., NeurIPS 2019; ashafahi/free_adv_train",
+        _SGD
+        | {
+            "model": "wrn-34-10",
+            "method": "free",
+            "method_options": {"m": 8},
+            "eps": 8 / 255,
+            "epochs": 26,
+            "lr": 0.1,
+            "schedule": "piecewise",
+            "schedule_options": {"milestones": [0.5, 0.75]},
+            "weight_decay": 2e-4,
+            "augment": ["crop", "flip"],
+        },
+        "a 32-layer network, images standardised one by one; 80,000 steps in all (26 passes over the images)",
+    ),
+    "zhang2019-yopo": Recipe(
+        "YOPO-5-3, Zhang et al., NeurIPS 2019; a1600012888/YOPO-You-Only-Propagate-Once",
+        _SGD
+        | {
+            "model": "preact-resnet18",
+            "method": "yopo",
+            "method_options": {"m": 5, "n": 3},
+            "eps": 8 / 255,
+            "alpha": 2 / 255,
+            "bn": "train-update",
+            "epochs": 36,
+            "batch_size": 256,
+            "lr": 0.04,
+            "schedule": "piecewise",
+            "schedule_options": {"milestones": [30, 34]},
+            "augment": ["crop", "flip"],
+        },
+        "its loop makes one epoch more; its network lacks the last BN and ReLU",
+    ),
+    "zhang2019": Recipe(
+        "TRADES, Zhang et al., ICML 2019; yaodongyu/TRADES. eps is 0.031, not 8/255 (0.0314)",
+        _SGD
+        | {
+            "model": "wrn-34-10",
+            "method": "trades",
+            "method_options": {"beta": 6.0},
+            "eps": 0.031,
+            "alpha": 0.007,
+            "steps": 10,
+            "bn": "eval",
+            "epochs": 76,
+            "lr": 0.1,
+            "weight_decay": 2e-4,
+            "augment": ["crop", "flip"],
+        }
+        | {"schedule": "piecewise", "schedule_options": {"milestones": [75]}},
+    ),
+    "wang2020": Recipe(
+        "MART, Wang et al., ICLR 2020, for ResNet-18; YisenWang/MART. eps is 0.031, not 8/255",
+        _SGD
+        | _STEPS_AT_THREE
+        | {
+            "model": "resnet18",
+            "method": "mart",
+            "method_options": {"beta": 5.0},
+            "eps": 0.031,
+            "alpha": 0.007,
+            "steps": 10,
+            "bn": "eval",
+            "epochs": 120,
+            "lr": 0.01,
+            "weight_decay": 3.5e-3,
+            "augment": ["crop", "flip"],
+        },
+    ),
+    "wu2020": Recipe(
+        "PGD-AT with AWP, Wu et al., NeurIPS 2020; csdongxian/AWP",
+        _AWP_200 | {"method": "pgd-at", "bn": "train-update", "modifiers": ["awp:gamma=0.01"]},
+        "a clean forward pass more a step; the first batch of an epoch is attacked in eval mode",
+    ),
+    "wu2020-trades": Recipe(
+        "TRADES with AWP, Wu et al., NeurIPS 2020; csdongxian/AWP. eps is 0.031, not 8/255",
+        _AWP_200
+        | {
+            "model": "wrn-34-10",
+            "method": "trades",
+            "method_options": {"beta": 6.0},
+            "eps": 0.031,
+            "alpha": 0.007,
+            "bn": "eval",
+            "modifiers": ["awp:gamma=0.005,warmup=10"],
+        },
+    ),
+    "andriushchenko2020": Recipe(
+        "FGSM with GradAlign, Andriushchenko & Flammarion, NeurIPS 2020; tml-epfl/understanding-fast-adv-training",
+        _FAST
+        | {
+            "method": "gradalign",
+            "bn": "train-update",
+            "epochs": 30,
+            "lr": 0.3,
+            "schedule": "triangular",
+            "schedule_options": {"peak_at": 0.4},
+        },
+    ),
+    "dejorge2022": Recipe(
+        "N-FGSM, de Jorge et al., NeurIPS 2022; pdejorge/N-FGSM",
+        _FAST
+        | {
+            "method": "n-fgsm",
+            "method_options": {"k": 2.0},
+            "alpha": 8 / 255,
+            "bn": "train-update",
+            "epochs": 30,
+            "lr": 0.2,
+            "schedule": "triangular",
+        },
+    ),
+    "wang2023": Recipe(
+        "TRADES with generated images, Wang et al., ICML 2023; the base of DM-Improves-AT. Needs extra=...",
+        {
+            "model": "wrn-28-10",
+            "method": "trades",
+            "method_options": {"beta": 5.0, "start": "uniform"},
+            "eps": 8 / 255,
+            "alpha": 2 / 255,
+            "steps": 10,
+            "bn": "train",
+            "label_smoothing": 0.1,
+            "modifiers": ["ema:decay=0.995,warmup=0.025,buffers=copy"],
+            "extra_share": 0.7,
+            "epochs": 400,
+            "batch_size": 512,
+            "lr": 0.2,
+            "schedule": "one-cycle",
+            "schedule_options": {"peak_at": 0.025},
+            "optimizer": "sgd",
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "norm_decay": False,
+            "optimizer_options": {"nesterov": True},
+            "augment": ["crop", "flip"],
+        },
+        "SiLU, momentum cycled from 0.95 to 0.85, BN momentum 1 then 0.01, padding of TensorFlow, the rate stepped "
+        "once an epoch, selection by CW-PGD-40 on 1,024 images",
+    ),
+}
+
+
+def find(name: str) -> Recipe:
+    """
+    Raises:
+        ValueError: there is none of this name; says which there are.
+    """
+    if name not in RECIPES:
+        raise ValueError(
+            f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}"
+            f"{nearest(str(name), list(RECIPES))}"
+        )
+    return RECIPES[name]
+
+
+def with_recipe(train: Callable[..., _RESULT]) -> Callable[..., _RESULT]:
+    """`train` with `recipe`: its arguments take the place of those that are not given, and it prints all of them."""
+
+    @functools.wraps(train)
+    def wrapper(*args: Any, **given: Any) -> _RESULT:
+        name = given.get("recipe")
+        if name is None:
+            return train(*args, **given)
+        recipe = find(name)
+        named = dict(zip(_POSITIONAL, args, strict=False)) | given
+        if given.get("progress", True):
+            print(told(name, recipe, named), file=sys.stderr)
+        return train(**recipe.arguments | named)
+
+    return wrapper
+
+
+def told(name: str, recipe: Recipe, given: dict[str, Any]) -> str:
+    """Every value that a recipe sets, those that the user's own take the place of, and what it leaves out."""
+    lines = [f"recipe {name}: {recipe.source}"]
+    for key, value in recipe.arguments.items():
+        instead = f" (yours in its place: {given[key]})" if key in given else ""
+        lines.append(f"  {key} = {_shown(value)}{instead}")
+    if recipe.differs:
+        lines.append(f"  not in it, but in the released code: {recipe.differs}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float) and value < 0.1 and abs(value * 255 - round(value * 255)) < 1e-9:
+        return f"{round(value * 255)}/255"
+    return str(value)
