@@ -5,6 +5,7 @@ from .bpda import BPDA as BPDA
 from .bpda import bpda as bpda
 from .fgsm import FGSM as FGSM
 from .fgsm import FGSMRS as FGSMRS
+from .gaussian import GaussianPGD as GaussianPGD
 from .mifgsm import MIFGSM as MIFGSM
 from .network import explain as explain
 from .pgd import PGDAttack as PGDAttack

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advfast import PGDAttack, attacks
-from advfast.attacks import BIM, FGSM, FGSMRS, MIFGSM, TPGD, losses
+from advfast.attacks import BIM, FGSM, FGSMRS, MIFGSM, TPGD, GaussianPGD, losses
 
 from .networks import batch, cnn, plain_pgd
 
-PRESETS = (FGSM, FGSMRS, BIM, MIFGSM, TPGD)
+PRESETS = (FGSM, FGSMRS, BIM, MIFGSM, TPGD, GaussianPGD)
 EPS, ALPHA = 8 / 255, 2 / 255
 NET = cnn()
 IMAGES, LABELS = batch()
@@ -115,9 +115,16 @@ def test_the_start_of_tpgd_belongs_to_the_sample():
 
 def test_a_draw_at_the_end_of_the_interval_is_no_jump(monkeypatch):
     """It would be infinite as a normal number, and the start at the edge of the ball."""
-    monkeypatch.setattr("advfast.attacks.tpgd.random_start", lambda x0, **_: -torch.ones_like(x0))
+    monkeypatch.setattr("advfast.attacks.gaussian.random_start", lambda x0, **_: -torch.ones_like(x0))
     start = TPGD(NET, EPS, steps=0, seed=4)(IMAGES)
     assert (start - IMAGES).abs().max() < 0.006 < EPS
+
+
+def test_gaussian_pgd_is_pgd_from_the_start_of_tpgd():
+    start = TPGD(NET, EPS, steps=0, seed=4)(IMAGES)
+    assert 0.0005 < (start - IMAGES).std() < 0.0015
+    got = GaussianPGD(NET, EPS, ALPHA, 4, seed=4, fold=False)(IMAGES, LABELS)
+    assert torch.equal(got, plain_pgd(NET, IMAGES, LABELS, EPS, ALPHA, 4, start=start))
 
 
 def test_restarts_of_tpgd_differ():

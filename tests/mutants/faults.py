@@ -29,7 +29,7 @@ SPLIT = "advfast/attacks/split.py"
 LOSSES = "advfast/attacks/losses.py"
 CYCLES = "advfast/attacks/cycles.py"
 BPDA = "advfast/attacks/bpda.py"
-TPGD = "advfast/attacks/tpgd.py"
+GAUSSIAN = "advfast/attacks/gaussian.py"
 CAPTURE = "advfast/attacks/capture.py"
 KEY = "advfast/attacks/graph_key.py"
 CAPTURED = "advfast/graphs/captured.py"
@@ -223,7 +223,7 @@ FAULTS = [
     fault("options", "a NaN spoils the velocity", MOMENTUM, "self._velocity = _finite(direction)", "self._velocity = direction"),
     fault("options", "eot takes the last pass", ENGINE, "logits, gradient = logits + more_logits, gradient + more", "logits, gradient = more_logits, more"),
     fault("options", "eot runs judged by one pass", CRAFT, "if plan.eot > 1:", "if False:"),
-    fault("options", "tpgd by torch's generator", TPGD, "if seed is None:", "if True:"),
+    fault("options", "gaussian start by torch's generator", GAUSSIAN, "if seed is None:", "if True:"),
     fault("losses", "dlr by the first two", LOSSES, "(top[:, 0] - top[:, 2] + 1e-12)", "(top[:, 0] - top[:, 1] + 1e-12)"),
     fault("losses", "targeted dlr without the fourth", LOSSES, "top[:, 0] - (top[:, 2] + top[:, 3]) / 2", "top[:, 0] - top[:, 2]"),
     fault("losses", "targeted margin without the label", LOSSES, "return _own(logits, targets) - _own(logits, labels)", "return _own(logits, targets) - _others_max(logits, targets)"),

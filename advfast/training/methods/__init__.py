@@ -12,14 +12,20 @@ from .base import Backward as Backward
 from .base import Method as Method
 from .base import Settings as Settings
 from .base import Step as Step
+from .gradalign import GradAlign
+from .mart import MART
 from .pgd_at import PGDAT
 from .standard import Standard
+from .trades import TRADES
 
 Maker = Callable[[nn.Module, Settings], Method]
 
 METHODS: dict[str, Maker] = {
+    "gradalign": GradAlign,
+    "mart": MART,
     "pgd-at": PGDAT,
     "standard": Standard,
+    "trades": TRADES,
 }
 
 

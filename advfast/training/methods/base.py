@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -105,6 +106,21 @@ class Method:
     def option(self, name: str, default: Any) -> Any:
         """The user's value of one of `options`."""
         return self.settings.options.get(name, default)
+
+    def number(self, name: str, default: float) -> float:
+        """The user's value of one of `options`: a finite number, 0 or more.
+
+        Raises:
+            ValueError: it is not.
+        """
+        value = self.option(name, default)
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 0 <= value < math.inf
+        ):
+            raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}")
+        return float(value)
 
     def attack(self, kind: Callable[..., PGDAttack] = PGDAttack, **settings: Any) -> PGDAttack:
         """An attack on the model with the run's settings; `settings` come in their place or beside them."""
