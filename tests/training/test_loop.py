@@ -36,7 +36,9 @@ def test_training_is_the_plain_loop(tmp_path, tiny, method):
     )
     torch.manual_seed(7)
     loader = Loader(as_source(tiny), 32, device="cpu", seed=7)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=1, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        plain.parameters(), lr=1, momentum=0.9, weight_decay=5e-4, fused=True
+    )
     step, total = 0, 3 * 5  # 130 images: 4 batches of 32 and one of 2
     for row in result.history:
         plain.train()

@@ -49,3 +49,20 @@ def test_bad_input(arguments, message):
     given = {"optimizer": "sgd", "lr": 0.1} | arguments
     with pytest.raises(ValueError, match=message):
         optim.make(given.pop("optimizer"), nn.Linear(2, 2), **given)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_is_the_plain_update(name):
+    def trained(options):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+        optimizer = optim.make(name, model, lr=0.1, options=options)
+        assert optimizer.param_groups[0]["fused"] is (None if options else True)
+        for _ in range(5):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        return model.parameters()
+
+    for one, other in zip(trained({}), trained({"foreach": True}), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
