@@ -11,6 +11,8 @@ from .loader import ordered as ordered
 from .loader import steps_of as steps_of
 from .readers import READERS as READERS
 from .readers import load as load
+from .share import WHOLE as WHOLE
+from .share import Share as Share
 from .sources import Batch as Batch
 from .sources import DatasetSource as DatasetSource
 from .sources import Source as Source

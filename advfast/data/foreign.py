@@ -7,8 +7,9 @@ from itertools import islice
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
+from .share import WHOLE, Share
 from .sources import Batch, check_labels, check_range, to_pixels
 
 
@@ -36,19 +37,33 @@ class ForeignLoader:
             [B] as a third part; it must have a length.
         device: where the batches are put; memory that is pinned is copied without waiting.
         channels_last: memory format of the images.
+        share: of each batch that this process takes. Every process reads the whole batch, so that the DataLoader must
+            give the same batches in all of them: its order must come from torch's generator or from the epoch.
 
     Raises:
         TypeError: not a DataLoader, or one without a length.
+        ValueError: a DistributedSampler, which has shared the samples out already, with a `share`.
     """
 
     stateful = False
 
     def __init__(
-        self, dataloader: DataLoader, device: torch.device | str, channels_last: bool = False
+        self,
+        dataloader: DataLoader,
+        device: torch.device | str,
+        channels_last: bool = False,
+        share: Share = WHOLE,
     ) -> None:
         if not isinstance(dataloader, DataLoader):
             raise TypeError(f"expected a torch DataLoader, got {type(dataloader).__name__}")
+        if share.world > 1 and isinstance(dataloader.sampler, DistributedSampler):
+            raise ValueError(
+                "the DataLoader has a DistributedSampler, but the ranks share each of its batches "
+                "already: give one with the batch size of all ranks together and without it"
+            )
         self.dataloader = dataloader
+        self.share = share
+        self._whole = 0
         self.device = torch.device(device)
         self.samples = samples_of(dataloader)
         self._format = torch.channels_last if channels_last else torch.preserve_format
@@ -67,6 +82,10 @@ class ForeignLoader:
             return steps - 1
         return steps
 
+    def whole(self, step: int) -> int:
+        """Samples of all processes in the batch at hand."""
+        return self._whole
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches number `start` .. len(self) - 1 of an epoch; those before are read and dropped.
 
@@ -81,13 +100,21 @@ class ForeignLoader:
                 set_epoch(epoch)
         number = start
         for item in islice(self.dataloader, start, steps):
-            yield self._batch(item, number, first=number == start)
+            yield self._mine(self._batch(item, number, first=number == start))
             number += 1
         if number < steps:
             raise RuntimeError(
                 f"the DataLoader ended after {number} batches in epoch {epoch}; its length says "
                 f"{len(self.dataloader)}"
             )
+
+    def _mine(self, batch: Batch) -> Batch:
+        self._whole = len(batch.labels)
+        if self.share.world == 1:
+            return batch
+        part = self.share.read(self._whole)
+        indices = None if batch.indices is None else batch.indices[part]
+        return Batch(batch.images[part], batch.labels[part], indices)
 
     def all(self) -> Iterator[Batch]:
         """Every batch of one pass; a length is not needed."""

@@ -14,6 +14,7 @@ from . import foreign, randomness
 from .ahead import in_threads, on_stream
 from .folders import FolderSource
 from .foreign import ForeignLoader
+from .share import WHOLE, Share
 from .sources import Batch, DatasetSource, Source, TensorSource, as_source, to_pixels
 
 _SHARE_OF_FREE_MEMORY = 0.6
@@ -50,6 +51,8 @@ class Loader:
         channels_last: memory format of the images; they must be [C, H, W].
         prefetch: make the next batch while the last one is used: on a GPU on a stream of its own, and read sources
             that allow it on threads. None does so but for data that are already in the CPU's memory.
+        share: of each batch that this process reads; `batch_size`, the number of steps, the order and the augmentation
+            are those of all processes together.
 
     Raises:
         TypeError, ValueError: a bad argument, or an augmentation that does not suit the data.
@@ -69,6 +72,7 @@ class Loader:
         augment: Sequence[str] | str = (),
         channels_last: bool = False,
         prefetch: bool | None = None,
+        share: Share = WHOLE,
     ) -> None:
         _check_count("batch_size", batch_size, 1)
         _check_count("seed", seed, 0)
@@ -78,6 +82,7 @@ class Loader:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.seed = seed
+        self.share = share
         shape = tuple(source.batch(torch.zeros(1, dtype=torch.long))[0].shape[1:])
         self._augment = augmentation.parse(augment, shape)
         if channels_last and len(shape) != 3:
@@ -113,6 +118,10 @@ class Loader:
         """Steps an epoch, see `steps_of`."""
         return steps_of(self.samples, self.batch_size)
 
+    def whole(self, step: int) -> int:
+        """Samples of all processes in batch number `step`."""
+        return min(self.batch_size, self.samples - step * self.batch_size)
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch.
 
@@ -129,7 +138,8 @@ class Loader:
         return on_stream(batches, self.device) if self._stream else batches
 
     def _chosen(self, order: Tensor, number: int) -> Tensor:
-        return order[number * self.batch_size : (number + 1) * self.batch_size]
+        chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+        return chosen[self.share.read(len(chosen))]
 
     def _from_device(self, epoch: int, start: int) -> Iterator[Batch]:
         assert self._images is not None

@@ -30,6 +30,9 @@ class Repeated:
     def __len__(self) -> int:
         return len(self.inner) * self.times
 
+    def whole(self, step: int) -> int:
+        return self.inner.whole(step // self.times)
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         skipped = start % self.times
         inner: Any = self.inner.batches(epoch, start // self.times)
