@@ -16,7 +16,7 @@ from . import methods, optim, schedules, setup
 from .callbacks import Callbacks, TrainState
 from .interrupt import Interrupt
 from .loop import Batches, Loop
-from .modifiers import EMA, Modifier
+from .modifiers import EMA, Modifier, RunInfo
 from .modifiers import make as make_modifier
 from .precision import make_scaler, resolve_precision
 from .profiling import Profiler
@@ -98,7 +98,13 @@ def make_optimizer(a: SimpleNamespace, model: nn.Module) -> torch.optim.Optimize
 
 def make_modifiers(a: SimpleNamespace) -> list[Modifier]:
     made = [make_modifier(modifier) for modifier in a.modifiers]
-    return [*made, *([] if a.ema is None else [EMA(a.ema)])]
+    made += [] if a.ema is None else [EMA(a.ema)]
+    averages = [modifier.name for modifier in made if modifier.averages]
+    if len(averages) > 1:
+        raise ValueError(
+            f"{' and '.join(averages)} each say which weights are evaluated: choose one of them"
+        )
+    return made
 
 
 def make_run(
@@ -115,6 +121,7 @@ def make_run(
     device, model, folder = torch.device(environment["device"]), state.model, state.folder
     clean = methods.Standard(model, replace(settings(a), options={}))
     modifiers = make_modifiers(a)
+    known = RunInfo(environment["classes"], a.batch_size, a.epochs, len(loader), a.seed)
     for modifier in modifiers:
         if modifier.needs_separable and not own.separable:
             raise ValueError(
@@ -125,7 +132,7 @@ def make_run(
             raise ValueError(
                 f"modifier {modifier.name!r} mixes labels, and method {a.method!r} needs classes"
             )
-        modifier.begin(model)
+        modifier.begin(model, known)
     schedule = a.schedule
     if not callable(schedule):
         schedule = schedules.make(

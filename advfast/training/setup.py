@@ -154,11 +154,11 @@ def make_model(model: nn.Module | str, train: Source | DataLoader) -> nn.Module:
     return models.make(model, in_shape=list(shape), classes=classes, mean=mean, std=std).to(device)
 
 
-def check_model(model: nn.Module, device: torch.device, data: RunData) -> Tensor:
+def check_model(model: nn.Module, device: torch.device, data: RunData) -> tuple[Tensor, int]:
     """Two samples of each part through the model, and every label that is known against its logits.
 
     Returns:
-        Two training images [2, C, H, W] on the device.
+        Two training images [2, C, H, W] on the device, and the number of classes: the width of the logits.
 
     Raises:
         TypeError, ValueError: not a classifier for these data.
@@ -166,6 +166,7 @@ def check_model(model: nn.Module, device: torch.device, data: RunData) -> Tensor
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("the model has no parameters to train")
     sample: Tensor | None = None
+    classes = 0
     for name, part in (("data", data.train), ("val", data.val), ("test", data.test)):
         if part is None:
             continue
@@ -184,14 +185,13 @@ def check_model(model: nn.Module, device: torch.device, data: RunData) -> Tensor
             raise ValueError(
                 f"the model must return logits of shape [B, K] = [{len(images)}, K], got {got}"
             )
-        largest = int(labels.max())
-        if largest >= logits.shape[1]:
+        largest, classes = int(labels.max()), logits.shape[1]
+        if largest >= classes:
             raise ValueError(
-                f"labels of {name} must be 0 .. {logits.shape[1] - 1} for {logits.shape[1]} "
-                f"logits, got {largest}"
+                f"labels of {name} must be 0 .. {classes - 1} for {classes} logits, got {largest}"
             )
     assert sample is not None
-    return sample
+    return sample, classes
 
 
 def _two(part: Source | DataLoader, device: torch.device) -> tuple[Tensor, Tensor]:

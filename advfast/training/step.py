@@ -107,7 +107,7 @@ class TrainStep:
 
     def _gradients(self, method: Method, images: Tensor, batch: Batch) -> list[Tensor | None]:
         """See `Update.gradients`."""
-        parameters = self.parameters()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
         buffers = [(buffer, buffer.detach().clone()) for buffer in self.model.buffers()]
         total: list[Tensor | None] = [None] * len(parameters)
         for part_images, part, share in self._parts(images, batch):

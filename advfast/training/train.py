@@ -173,7 +173,7 @@ def train(
     with _threads(threads), rng.seeded(seed):
         model = setup.make_model(model, parts.train)
         device = model_device(model) or torch.device("cpu")
-        sample = setup.check_model(model, device, parts)
+        sample, classes = setup.check_model(model, device, parts)
         if weights is not None:
             checkpoint.load(weights, model)
         a.precision = resolve_precision(precision, device)
@@ -199,6 +199,7 @@ def train(
             "samples": parts.samples(),
             "fingerprint": parts.fingerprint(),
             "model": checkpoint.describe(model),
+            "classes": classes,
             "device": str(device),
             "threads": a.threads,
             "precision": a.precision,

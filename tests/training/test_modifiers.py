@@ -4,7 +4,7 @@ from torch import nn
 
 from advfast.evaluation import evaluate
 from advfast.training import checkpoint, train
-from advfast.training.modifiers import EMA, Modifier
+from advfast.training.modifiers import EMA, Modifier, RunInfo, StepInfo
 
 from .conftest import EPS, RECIPE
 
@@ -13,13 +13,21 @@ def network():
     return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 3))
 
 
+RUN = RunInfo(classes=3, batch_size=64, epochs=6, steps_per_epoch=2, seed=0)
+
+
+def at(step):
+    return StepInfo(step, RUN.steps_per_epoch, RUN.epochs, 0.1, None, RUN.seed)
+
+
 def test_ema_is_the_recursion():
     model = network()
     ema = EMA(0.5)
-    ema.begin(model)
+    ema.begin(model, RUN)
     expected = {name: value.double() for name, value in model.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     for step in range(12):
+        ema.before_step(at(step))
         with torch.no_grad():
             for value in (*model.parameters(), model[1].running_mean):
                 value.add_(torch.randn(value.shape, generator=generator))
@@ -38,9 +46,10 @@ def test_ema_is_the_recursion():
 def test_ema_lends_its_weights():
     model = network()
     ema = EMA(0.9)
-    ema.begin(model)
+    ema.begin(model, RUN)
     with torch.no_grad():
         model[2].weight.zero_()
+    ema.before_step(at(0))
     ema.after_step(model)
     with pytest.raises(RuntimeError, match="inside"), ema.evaluating(model):
         assert torch.equal(model[2].weight, ema.average["2.weight"])
@@ -100,7 +109,7 @@ class Darker(Modifier):
     def __init__(self):
         self.calls = []
 
-    def begin(self, model):
+    def begin(self, model, run):
         self.calls.append("begin")
 
     def batch(self, batch):

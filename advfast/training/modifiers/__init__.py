@@ -8,12 +8,15 @@ import yaml
 
 from advfast.kernels.pgd.api import nearest
 
+from .awp import AWP as AWP
 from .base import Modifier as Modifier
+from .base import RunInfo as RunInfo
 from .base import StepInfo as StepInfo
 from .base import Update as Update
 from .ema import EMA as EMA
 
 MODIFIERS: dict[str, type[Modifier]] = {
+    "awp": AWP,
     "ema": EMA,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +14,25 @@ from advfast.data import Batch
 if TYPE_CHECKING:
     from ..loop import Batches
     from ..methods import Method
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a modifier may need to know of a run before it begins.
+
+    Attributes:
+        classes: K of the model's logits [B, K].
+        batch_size: the most samples of a step.
+        epochs: of the run.
+        steps_per_epoch: optimiser steps.
+        seed: of the run.
+    """
+
+    classes: int
+    batch_size: int
+    epochs: int
+    steps_per_epoch: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,10 @@ class Modifier:
     makes_soft_labels: ClassVar[bool] = False
     """Whether `batch` returns labels [B, K]."""
 
-    def begin(self, model: nn.Module) -> None:
+    averages: ClassVar[bool] = False
+    """Whether `evaluating` puts weights of its own into the model; of these there can be one in a run."""
+
+    def begin(self, model: nn.Module, run: RunInfo) -> None:
         """Before the first step, with the model as it will be trained (on its device)."""
 
     def begin_epoch(self, epoch: int, batches: Batches) -> None:
@@ -104,6 +126,15 @@ class Modifier:
     def evaluating(self, model: nn.Module) -> Iterator[None]:
         """Around evaluation and saving: the weights that count."""
         yield
+
+    def extra_passes(self) -> float:
+        """Pass-units of a step on top of the method's, see `Method.passes`."""
+        return 0.0
+
+    def graph_key(self) -> Hashable:
+        """What the recorded part of a step depends on besides tensors, after `before_step`: a recorded step is good for
+        the steps that have the same."""
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dictionaries of them."""
