@@ -6,7 +6,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from advfast.graphs import CaptureError
+from advfast.graphs import CaptureError, recording
 from advfast.graphs.cuda import REHEARSALS
 
 _ATEN = torch.ops.aten
@@ -42,6 +42,16 @@ class _Tape(TorchDispatchMode):
         return result
 
 
+def _place(tensor):
+    # Packed weights of oneDNN have no storage.
+    return id(tensor) if tensor.is_mkldnn else tensor.untyped_storage().data_ptr()
+
+
+def _spoil(tensor):
+    with torch.no_grad():
+        tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+
+
 class Recording:
     """As a graph: no Python of the run is called again, addresses stay, what is not written anew is stale."""
 
@@ -56,8 +66,17 @@ class Recording:
             for t in _tensors((args, kwargs))
             if id(t) not in made
         }
+        # What the run made, and not the weights or buffers that it changed in place.
+        outside, inside = set(), set()
+        for _, args, kwargs, results in calls:
+            outside |= {_place(t) for t in _tensors((args, kwargs))} - inside
+            inside |= {_place(t) for t in results} - outside
+        for _, _, _, results in calls:
+            for result in results:
+                if _place(result) in inside and not result.is_mkldnn:
+                    _spoil(result)
         for output in outputs.values():
-            output.fill_(float("nan") if output.is_floating_point() else -1)
+            _spoil(output)
 
     def run(self, fill):
         assert not self.released
@@ -79,6 +98,10 @@ class Recorder:
         self.failures = 0
 
     def record(self, run, preserved=()):
+        with recording():
+            return self._record(run, preserved)
+
+    def _record(self, run, preserved):
         values = [tensor.clone() for tensor in preserved]
         state = torch.get_rng_state()
         for _ in range(REHEARSALS):

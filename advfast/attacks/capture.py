@@ -63,15 +63,15 @@ def captured_craft(
         RuntimeError: "required", with the reason why it cannot be captured.
     """
     attack.capture_note = ""
+    if graphs.capturing() and not plan.capturing:
+        # Somebody's larger graph, of a training step for one: this attack becomes a part of it.
+        return craft(inputs, dataclasses.replace(plan, capturing=True))
     if attack.capture == "off":
         return craft(inputs, plan)
     device = inputs["x0"].device
     recorder = graphs.recorder(device)
     if recorder is None:
         return _eagerly(attack, craft, inputs, plan, f"no CUDA graphs on {device}")
-    if graphs.capturing():
-        # Somebody's larger graph, of a training step for one: this attack becomes a part of it.
-        return craft(inputs, dataclasses.replace(plan, capturing=True))
     reason = _obstacle(attack, plan)
     if reason:
         return _eagerly(attack, craft, inputs, plan, reason)

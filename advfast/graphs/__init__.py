@@ -17,4 +17,5 @@ from .cuda import Recorder as Recorder
 from .cuda import Recording as Recording
 from .cuda import capturing as capturing
 from .cuda import recorder as recorder
+from .cuda import recording as recording
 from .ranges import nvtx_range as nvtx_range

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -59,7 +60,7 @@ class CudaRecorder:
             CaptureError: it waits for the device, or does something else that no graph can hold. What `run` raises by
                 itself comes through as it is.
         """
-        with self.lock, torch.cuda.device(self._device):
+        with self.lock, torch.cuda.device(self._device), recording():
             self._rehearse(run, preserved)
             # A cast that autocast remembers from before would be read by the graph and not be in it.
             torch.clear_autocast_cache()
@@ -157,8 +158,27 @@ class _CudaRecording:
             self._graph.reset()
 
 
+class _Recording(threading.local):
+    depth = 0
+
+
+_recording = _Recording()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Around rehearsals and capture: what runs here on this thread is to be work of the device alone."""
+    _recording.depth += 1
+    try:
+        yield
+    finally:
+        _recording.depth -= 1
+
+
 def capturing() -> bool:
-    """Whether what runs now goes into a graph, of whoever."""
+    """Whether what runs now goes into a graph, of whoever, or rehearses for it."""
+    if _recording.depth:
+        return True
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
