@@ -34,6 +34,15 @@ class Augmentation(Protocol):
         """images [B, C, H, W] of any dtype, drawn [B, parameters] int64 -> [B, C, H, W]."""
         ...
 
+    @property
+    def margin(self) -> int:
+        """Pixels that it adds on each side before it cuts them off again."""
+        ...
+
+    def moved(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """What it does to the places of pixels: images with the margin -> without."""
+        ...
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -62,6 +71,14 @@ class Crop:
                 images = images.index_select(axis, place)
         else:
             images = F.pad(images, (pad, pad, pad, pad))
+        return self.moved(images, drawn)
+
+    @property
+    def margin(self) -> int:
+        return self.padding
+
+    def moved(self, images: Tensor, drawn: Tensor) -> Tensor:
+        height, width = (side - 2 * self.padding for side in images.shape[2:])
         windows = images.unfold(2, height, 1).unfold(3, width, 1)  # a view: every window
         samples = torch.arange(len(images), device=images.device)
         return windows[samples, :, drawn[:, 0], drawn[:, 1]]
@@ -81,6 +98,9 @@ class Flip:
         column = torch.arange(images.shape[3], device=images.device)
         columns = torch.where(drawn == 1, column.flip(0), column)  # [B, W]
         return images.gather(3, columns[:, None, None, :].expand_as(images))
+
+    margin = 0
+    moved = __call__
 
 
 @dataclass(frozen=True)
@@ -105,6 +125,11 @@ class Cutout:
             first = drawn[:, axis, None] - self.side // 2
             inside.append((place >= first) & (place < first + self.side))  # [B, H], [B, W]
         return images.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0)
+
+    margin = 0
+
+    def moved(self, images: Tensor, drawn: Tensor) -> Tensor:
+        return images
 
 
 @dataclass(frozen=True)
@@ -141,6 +166,30 @@ class Pipeline:
             images = step(images, drawn[:, first : first + step.parameters])
             first += step.parameters
         return images
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """(H, W) of an image with the margin of its crop, in which `places` counts."""
+        margin = sum(step.margin for step in self.steps)
+        return self.shape[1] + 2 * margin, self.shape[2] + 2 * margin
+
+    def places(self, drawn: Tensor) -> Tensor:
+        """Where each pixel of an augmented image was: what a perturbation of it needs to be put back.
+
+        Args:
+            drawn: [B, parameters], as for the call.
+
+        Returns:
+            [B, H, W] int64, places on the `canvas`, row by row; no two pixels of a sample have the same.
+        """
+        drawn, first = drawn.long(), 0
+        height, width = self.canvas
+        cells = torch.arange(height * width, device=drawn.device).view(1, 1, height, width)
+        places = cells.expand(len(drawn), -1, -1, -1)
+        for step in self.steps:
+            places = step.moved(places, drawn[:, first : first + step.parameters])
+            first += step.parameters
+        return places[:, 0]
 
 
 def parse(names: Sequence[str] | str, shape: tuple[int, ...]) -> Pipeline:

@@ -84,17 +84,18 @@ class Loader:
         self.seed = seed
         self.share = share
         shape = tuple(source.batch(torch.zeros(1, dtype=torch.long))[0].shape[1:])
-        self._augment = augmentation.parse(augment, shape)
+        self.augment = augmentation.parse(augment, shape)
+        self.shape = self.augment.shape
         if channels_last and len(shape) != 3:
             raise ValueError(f"channels_last needs images (C, H, W), the data have {shape}")
         self._format = torch.channels_last if channels_last else torch.preserve_format
-        if self._augment.decode_side is not None:
+        if self.augment.decode_side is not None:
             if not isinstance(source, FolderSource):
                 raise ValueError(
                     "augment 'random-resized-crop' happens while image files are decoded: it needs "
                     f"a folder of images, got {type(source).__name__}"
                 )
-            source = source.random_crops(self._augment.decode_side)
+            source = source.random_crops(self.augment.decode_side)
         self._source = source
         self._images = self._on_device(source)
         self._labels = source.labels.to(self.device)
@@ -137,6 +138,10 @@ class Loader:
         batches = made(epoch, start)
         return on_stream(batches, self.device) if self._stream else batches
 
+    def drawn(self, epoch: int) -> Tensor:
+        """[N, parameters] int16 on the device: what the augmentation does to each sample in an epoch, by number."""
+        return self.augment.draw(self.seed, epoch, self.samples).to(self.device)
+
     def _chosen(self, order: Tensor, number: int) -> Tensor:
         chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
         return chosen[self.share.read(len(chosen))]
@@ -148,7 +153,7 @@ class Loader:
             self._images.record_stream(torch.cuda.current_stream(self.device))
             self._labels.record_stream(torch.cuda.current_stream(self.device))
         order = randomness.epoch_order(self.seed, epoch, self.samples).to(self.device)
-        drawn = self._augment.draw(self.seed, epoch, self.samples).to(self.device)
+        drawn = self.drawn(epoch)
         for number in range(start, len(self)):
             chosen = self._chosen(order, number)
             images = self._images.index_select(0, chosen)
@@ -156,9 +161,9 @@ class Loader:
 
     def _from_host(self, epoch: int, start: int) -> Iterator[Batch]:
         order = randomness.epoch_order(self.seed, epoch, self.samples)
-        drawn = self._augment.draw(self.seed, epoch, self.samples).to(self.device)
+        drawn = self.drawn(epoch)
         keys = None
-        if self._augment.decode_side is not None or isinstance(self._source, DatasetSource):
+        if self.augment.decode_side is not None or isinstance(self._source, DatasetSource):
             keys = randomness.sample_keys(self.seed, epoch, self.samples)
         pinned = self.device.type == "cuda"
         for images, labels, chosen in _read(
@@ -174,8 +179,8 @@ class Loader:
             yield self._finish(images, labels, chosen, drawn)
 
     def _finish(self, images: Tensor, labels: Tensor, chosen: Tensor, drawn: Tensor) -> Batch:
-        if self._augment.steps:
-            images = self._augment(images, drawn.index_select(0, chosen))
+        if self.augment.steps:
+            images = self.augment(images, drawn.index_select(0, chosen))
         return Batch(to_pixels(images, self._format), labels, chosen)
 
 

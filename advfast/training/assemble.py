@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from advfast.data import count
 from advfast.evaluation import evaluate
 from advfast.kernels.pgd.api import check_norm
 
 from . import methods, optim, schedules, setup
-from .callbacks import Callbacks, TrainState
+from .callbacks import Callbacks, TrainState, of_rank
 from .interrupt import Interrupt
 from .loop import Batches, Loop
 from .modifiers import EMA, Modifier, RunInfo
 from .modifiers import make as make_modifier
+from .parallel import Ranks
 from .precision import make_scaler, resolve_precision
 from .profiling import Profiler
 from .progress import Progress
@@ -47,7 +49,7 @@ def check(a: SimpleNamespace) -> None:
         micro_batch=a.micro_batch,
     )
     # Each checks its own when it is made; the user's may ask for the model, and are made with it.
-    if not callable(a.method):
+    if methods.own_maker(a.method) is None:
         methods.make(a.method, nn.Identity(), settings(a))
     a.eps = float(a.eps)
     if not callable(a.optimizer):
@@ -64,8 +66,12 @@ def check(a: SimpleNamespace) -> None:
         raise ValueError(
             "resume and overwrite exclude each other: go on with the run, or replace it"
         )
-    if a.resume and a.out is None:
-        raise ValueError("resume needs `out`, the folder of the run to go on with")
+    if a.resume not in (False, True, "auto"):
+        raise ValueError(f"resume must be True, False or 'auto', got {a.resume!r}")
+    if a.resume is True and a.out is None:
+        raise ValueError(
+            "resume needs `out`, the folder of the run to go on with; or give resume='auto'"
+        )
 
 
 def settings(a: SimpleNamespace) -> methods.Settings:
@@ -116,6 +122,7 @@ def make_run(
     environment: dict[str, Any],
     interrupt: Interrupt,
     saved: dict[str, Any] | None,
+    ranks: Ranks,
 ) -> Run:
     """A run ready to train, from the beginning or from what was saved."""
     device, model, folder = torch.device(environment["device"]), state.model, state.folder
@@ -139,24 +146,31 @@ def make_run(
             schedule, a.lr, epochs=a.epochs, steps=len(loader), options=a.schedule_options
         )
     shown: list[object] = []
-    if a.progress:
+    if a.progress and ranks.first:
         shown.append(Progress(environment, own.trains_on, note(saved, environment, loader)))
-    if a.tensorboard:
+    if a.tensorboard and ranks.first:
         shown.append(TensorBoard(folder / "tensorboard"))
-    if a.profile:
+    if a.profile and ranks.first:
         shown.append(Profiler(folder / "profile", shown=a.progress))
-    callbacks = Callbacks([*shown, *a.callbacks])
+    callbacks = Callbacks([*shown, *of_rank(a.callbacks, ranks.rank)])
 
     def validate() -> tuple[float, float]:
-        report = evaluate(
-            model,
-            parts.val,
-            attacks=("clean", VAL_ATTACK),
-            eps=a.eps,
-            norm=a.norm,
-            seed=a.seed,
-        )
-        return report["clean"].value, report[VAL_ATTACK].value
+        right: list[float] = [0, 0, 0]
+        samples = count(parts.val)
+        if samples is None or ranks.rank < samples:  # else there is none for this rank
+            report = evaluate(
+                model,
+                parts.val,
+                attacks=("clean", VAL_ATTACK),
+                eps=a.eps,
+                norm=a.norm,
+                seed=a.seed,
+                shard=(ranks.rank, ranks.world),
+            )
+            clean = report["clean"]
+            right = [clean.correct, report[VAL_ATTACK].correct, clean.total]
+        clean_right, robust_right, total = ranks.total(right)
+        return clean_right / total, robust_right / total
 
     loop = Loop(
         state,
@@ -170,6 +184,7 @@ def make_run(
             make_scaler(a.precision, device),
             a.clip_grad,
             a.micro_batch,
+            ranks=ranks,
         ),
         callbacks=callbacks,
         interrupt=interrupt,

@@ -14,7 +14,7 @@ from torch import nn
 from advfast.attacks.state import model_device
 from advfast.evaluation.report import versions
 
-from . import checkpoint, methods, names, optim, rng, setup
+from . import checkpoint, methods, names, optim, parallel, rng, setup
 from .assemble import check, make_optimizer, make_run, settings
 from .callbacks import TrainState
 from .config import plain, write_config
@@ -25,8 +25,8 @@ from .modifiers import Modifier
 from .precision import arithmetic, resolve_precision
 from .recipes import with_recipe
 from .repeated import Repeated
-from .result import TrainResult, read_result
-from .resume import explained, saved_run
+from .result import TrainResult, to_result
+from .resume import complete_run, explained, saved_run
 
 _NOT_CONFIG = ("out", "overwrite", "resume", "progress", "callbacks")
 """Arguments that are no part of what a run is."""
@@ -66,6 +66,7 @@ def train(
     test: object = None,
     data_root: str | Path | None = None,
     weights: str | Path | None = None,
+    sync_bn: bool = False,
     precision: str = "auto",
     channels_last: bool | None = None,
     deterministic: bool = False,
@@ -74,7 +75,7 @@ def train(
     callbacks: Iterable[object] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
-    resume: bool = False,
+    resume: bool | str = False,
     save_every: int | None = None,
     tensorboard: bool = False,
     profile: bool = False,
@@ -101,7 +102,7 @@ def train(
         recipe: the name of a published one, such as "rice2020" or "wong2020" (see `advfast.training.recipes`), whose
             values take the place of the arguments that are not given; it prints all that it sets.
         method: one of `advfast.training.methods.METHODS`, such as "pgd-at", "trades" or "fgsm-rs"; or your own subclass
-            of `advfast.training.methods.Method`.
+            of `advfast.training.methods.Method`, or "file.py:MyMethod" for one in a file.
         eps: radius of the attack in training and evaluation, pixel units of [0, 1].
         alpha: step size in training; None is the method's own (eps/4 for most).
         steps: PGD steps in training; None is the method's own (10 for most).
@@ -138,6 +139,8 @@ def train(
         test: test data, in the same forms. None takes that of a built-in data set, if it is one.
         data_root: folder of a built-in data set's files.
         weights: checkpoint to start from: one of advfast's, or a published one (see `advfast.load`).
+        sync_bn: batch normalisation by the samples of all ranks of a run, in the step on the weights; without it each rank
+            normalises by its own, and running statistics are averaged over the ranks. See docs/distributed.md.
         precision: "fp32", "bf16", "fp16" (with loss scaling) or "auto": bf16 on a GPU from Ampere on, fp16 before,
             fp32 on a CPU. Weights, the iterate of the attack and losses are float32 in all of them.
         channels_last: NHWC memory format; None where it is faster and the model takes it.
@@ -149,7 +152,9 @@ def train(
             `TrainState`.
         out: folder to write to; None makes runs/<data>-<method>-seed<seed>, with a number behind it if that exists.
         overwrite: replace a run that is in `out`.
-        resume: go on with the run that is in `out`: start if there is none, return at once if it is complete.
+        resume: go on with the run that is in `out`: start if there is none, return at once if it is complete. "auto" is
+            for jobs that are started again after an interruption: it needs no `out`, and takes
+            runs/<data>-<method>-seed<seed> itself.
         save_every: steps after which last.pt is also saved, besides after every epoch.
         tensorboard: write event files to <out>/tensorboard.
         profile: write a trace of a few steps, and what took their time, to <out>/profile.
@@ -170,12 +175,17 @@ def train(
     a = SimpleNamespace(**locals())
     check(a)
     parts = setup.run_data(data, val, test, data_root, seed)
-    with _threads(threads), rng.seeded(seed):
+    with (
+        _threads(threads),
+        rng.seeded(seed),
+        parallel.ranks(model, sync_bn=sync_bn) as ranks_of,
+    ):
         model = setup.make_model(model, parts.train)
         device = model_device(model) or torch.device("cpu")
         sample, classes = setup.check_model(model, device, parts)
         if weights is not None:
             checkpoint.load(weights, model)
+        ranks = ranks_of(model)
         a.precision = resolve_precision(precision, device)
         with arithmetic(deterministic, device):
             a.channels_last = setup.use_channels_last(model, sample, channels_last, a.precision)
@@ -187,9 +197,13 @@ def train(
             seed=seed,
             augment=tuple(augment),
             channels_last=a.channels_last,
+            share=ranks.share,
         )
         own = methods.make(method, model, settings(a))
         a.alpha, a.steps = own.alpha, own.steps
+        own.begin(
+            loader, sample.to(memory_format=torch.channels_last) if a.channels_last else sample
+        )
         if own.repeats > 1:
             loader = Repeated(loader, own.repeats)
         made = make_optimizer(a, model)
@@ -204,22 +218,30 @@ def train(
             "threads": a.threads,
             "precision": a.precision,
             "versions": versions(),
+            "ranks": ranks.world,
         }
-        name = f"{parts.name}-{method if isinstance(method, str) else 'own'}-seed{seed}"
-        folder = names.run_folder(out, name, overwrite=overwrite, resume=resume)
-        saved = saved_run(folder, config, environment) if resume else None
-        if saved is not None and saved["run"]["finished"] and (folder / names.RESULTS).exists():
-            checkpoint.fill(model, checkpoint.read(folder / names.BEST), folder / names.BEST)
-            return read_result(folder, model, saved["run"]["history"])
+        ranks.same("arguments", config)
+        ranks.same("training data", environment["fingerprint"])
+        own_name = method.rpartition(":")[2] if isinstance(method, str) else "own"
+        name = f"{parts.name}-{own_name}-seed{seed}"
+        folder = ranks.alone(
+            lambda: names.run_folder(out, name, overwrite=overwrite, resume=resume)
+        )
+        saved = ranks.alone(lambda: saved_run(folder, config, environment) if resume else None)
+        if saved is not None and saved["run"]["finished"]:
+            content = ranks.alone(lambda: complete_run(folder))
+            if content is not None:
+                best, results = content
+                checkpoint.fill(model, best, folder / names.BEST)
+                return to_result(results, folder, model, saved["run"]["history"])
         if saved is None:
-            write_config(folder / names.CONFIG, config)
+            ranks.alone(lambda: write_config(folder / names.CONFIG, config))
         interrupt = Interrupt()
         state = TrainState(model, made, config, folder, epochs, len(loader))
-        run = make_run(a, own, state, parts, loader, environment, interrupt, saved)
+        run = make_run(a, own, state, parts, loader, environment, interrupt, saved, ranks)
         with interrupt, explained(run), arithmetic(deterministic, device):
             run.train()
-            with interrupt.at_once():
-                return finish(run, parts, progress)
+            return finish(run, parts, progress)
 
 
 @contextmanager

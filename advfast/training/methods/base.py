@@ -155,6 +155,17 @@ class Method:
         backward(step.loss)
         return step
 
+    def begin(self, batches: Batches, images: Tensor) -> None:
+        """Before a run begins or is resumed: the place for tensors that stay, and for what cannot go on.
+
+        Args:
+            batches: what the run reads from, each once (see `repeats`).
+            images: two training images [2, C, H, W] on the device, not augmented.
+
+        Raises:
+            ValueError: the method cannot train on these batches.
+        """
+
     def begin_epoch(self, epoch: int, batches: Batches) -> None:
         """Before the first step of an epoch (from 1), and when a run is resumed in the middle of it."""
 
