@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ORDER, SAMPLE_KEYS, CROP, FLIP, CUTOUT = range(5)
+ORDER, SAMPLE_KEYS, CROP, FLIP, CUTOUT, EXTRA, CUTMIX, MIXUP, PROBE = range(9)
 """What a generator is for; each draws its own numbers, so that adding a flip does not change the crops."""
 
 _WORD = 2**32

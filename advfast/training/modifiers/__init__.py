@@ -13,11 +13,15 @@ from .base import Modifier as Modifier
 from .base import RunInfo as RunInfo
 from .base import StepInfo as StepInfo
 from .base import Update as Update
+from .cutmix import CutMix as CutMix
 from .ema import EMA as EMA
+from .mixup import Mixup as Mixup
 
 MODIFIERS: dict[str, type[Modifier]] = {
     "awp": AWP,
+    "cutmix": CutMix,
     "ema": EMA,
+    "mixup": Mixup,
 }
 
 
