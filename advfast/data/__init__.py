@@ -6,6 +6,7 @@ from .folders import image_folder as image_folder
 from .foreign import ForeignLoader as ForeignLoader
 from .idx import read_idx as read_idx
 from .loader import Loader as Loader
+from .loader import Plan as Plan
 from .loader import count as count
 from .loader import ordered as ordered
 from .loader import steps_of as steps_of

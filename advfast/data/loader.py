@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,13 @@ from .sources import Batch, DatasetSource, Source, TensorSource, as_source, to_p
 
 _SHARE_OF_FREE_MEMORY = 0.6
 """Of a GPU, that the data may take; the rest is for the network."""
+
+
+class Plan(NamedTuple):
+    """What a batch is made of: sample numbers [B] int64, and what the augmentation does to each, [B, parameters]."""
+
+    indices: Tensor
+    drawn: Tensor
 
 
 def steps_of(samples: int, batch_size: int) -> int:
@@ -138,6 +146,17 @@ class Loader:
         batches = made(epoch, start)
         return on_stream(batches, self.device) if self._stream else batches
 
+    def plans(self, epoch: int, start: int = 0) -> Iterator[Plan] | None:
+        """What `batches` makes its batches of by `assemble`, where all images are on the device; elsewhere None."""
+        return None if self._images is None else self._plans(epoch, start)
+
+    def assemble(self, plan: Plan) -> Batch:
+        """A batch of images that are on the device, as work of the device alone."""
+        assert self._images is not None
+        images = self._images.index_select(0, plan.indices)
+        labels = self._labels.index_select(0, plan.indices)
+        return self._finish(images, labels, plan.indices, plan.drawn)
+
     def drawn(self, epoch: int) -> Tensor:
         """[N, parameters] int16 on the device: what the augmentation does to each sample in an epoch, by number."""
         return self.augment.draw(self.seed, epoch, self.samples).to(self.device)
@@ -152,12 +171,14 @@ class Loader:
             # Were the loader dropped in the middle of an epoch, the other stream may still be reading.
             self._images.record_stream(torch.cuda.current_stream(self.device))
             self._labels.record_stream(torch.cuda.current_stream(self.device))
+        for plan in self._plans(epoch, start):
+            yield self.assemble(plan)
+
+    def _plans(self, epoch: int, start: int) -> Iterator[Plan]:
         order = randomness.epoch_order(self.seed, epoch, self.samples).to(self.device)
-        drawn = self.drawn(epoch)
+        drawn = self.drawn(epoch).index_select(0, order)
         for number in range(start, len(self)):
-            chosen = self._chosen(order, number)
-            images = self._images.index_select(0, chosen)
-            yield self._finish(images, self._labels.index_select(0, chosen), chosen, drawn)
+            yield Plan(self._chosen(order, number), self._chosen(drawn, number))
 
     def _from_host(self, epoch: int, start: int) -> Iterator[Batch]:
         order = randomness.epoch_order(self.seed, epoch, self.samples)
@@ -176,11 +197,11 @@ class Loader:
             images, labels, chosen = (
                 part.to(self.device, non_blocking=pinned) for part in (images, labels, chosen)
             )
-            yield self._finish(images, labels, chosen, drawn)
+            yield self._finish(images, labels, chosen, drawn.index_select(0, chosen))
 
     def _finish(self, images: Tensor, labels: Tensor, chosen: Tensor, drawn: Tensor) -> Batch:
         if self.augment.steps:
-            images = self.augment(images, drawn.index_select(0, chosen))
+            images = self.augment(images, drawn)
         return Batch(to_pixels(images, self._format), labels, chosen)
 
 

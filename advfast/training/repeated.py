@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from advfast.data import Batch
+from advfast.data import Batch, Plan
 
 if TYPE_CHECKING:
     from .loop import Batches
@@ -34,10 +34,18 @@ class Repeated:
         return self.inner.whole(step // self.times)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        return self._repeated(self.inner.batches(epoch, start // self.times), start)
+
+    def plans(self, epoch: int, start: int = 0) -> Iterator[Plan] | None:
+        """Of `Loader`; None where the other loader has none."""
+        make = getattr(self.inner, "plans", None)
+        plans = None if make is None else make(epoch, start // self.times)
+        return None if plans is None else self._repeated(plans, start)
+
+    def _repeated(self, inner: Any, start: int) -> Iterator[Any]:
         skipped = start % self.times
-        inner: Any = self.inner.batches(epoch, start // self.times)
         with closing(inner):
-            for batch in inner:
+            for item in inner:
                 for _ in range(skipped, self.times):
-                    yield batch
+                    yield item
                 skipped = 0
