@@ -11,6 +11,7 @@ followed by torch itself: a replay draws what an eager run would have drawn, and
 from .captured import Captured as Captured
 from .captured import GraphCache as GraphCache
 from .captured import Inputs as Inputs
+from .captured import plain_attributes as plain_attributes
 from .cuda import CaptureError as CaptureError
 from .cuda import Outputs as Outputs
 from .cuda import Recorder as Recorder

@@ -107,3 +107,12 @@ class GraphCache:
     def clear(self) -> None:
         while self._graphs:
             self._graphs.popitem()[1].release()
+
+
+def plain_attributes(owner: object, *but: str) -> Hashable:
+    """The numbers and texts among the attributes of an object, for the key of a graph, which has them for good."""
+    return tuple(
+        (name, value)
+        for name, value in vars(owner).items()
+        if isinstance(value, (bool, int, float, str)) and name not in but
+    )

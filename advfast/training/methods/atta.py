@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from advfast.attacks import checks
 from advfast.data import Batch, Loader
+from advfast.graphs import plain_attributes
 
 from .base import Method, Settings
 
@@ -97,6 +99,10 @@ class ATTA(Method):
         kept.scatter_(2, places, (crafted - images).flatten(2))
         self.delta.index_copy_(0, numbers, kept)
         return crafted
+
+    def graph_key(self) -> Hashable:
+        # Not of the epoch that was begun: the graph would be made anew in each.
+        return plain_attributes(self.pgd, "eps", "alpha", "capture_note", "launches")
 
     def passes(self) -> float:
         return 2 * self.steps + 3

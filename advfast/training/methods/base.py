@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -14,11 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from advfast.attacks import PGDAttack
 from advfast.data import Batch
+from advfast.graphs import plain_attributes
 
 if TYPE_CHECKING:
     from ..loop import Batches
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_OF_A_CALL = ("eps", "alpha", "capture_note", "launches")
+"""Attributes of an attack that change without a change of what is recorded."""
 
 Backward = Callable[[Tensor], None]
 """Adds the gradient of a loss (a scalar) to that of the weights; scaled in fp16."""
@@ -170,7 +174,10 @@ class Method:
         """Before the first step of an epoch (from 1), and when a run is resumed in the middle of it."""
 
     def strength(self, eps: float, alpha: float, steps: int) -> None:
-        """From now on with this radius, step size and number of steps (warm-up of eps, ramp of steps)."""
+        """From now on with this radius, step size and number of steps (warm-up of eps, ramp of steps).
+
+        Where a step is recorded, eps and alpha are 0-d tensors (float64): so a replay takes those of its step.
+        """
         self.eps, self.alpha, self.steps = eps, alpha, steps
         for attack in self.attacks():
             attack.eps, attack.alpha, attack.steps = eps, alpha, steps
@@ -178,6 +185,15 @@ class Method:
     def attacks(self) -> list[PGDAttack]:
         """The attacks that `strength` sets alike."""
         return [value for value in vars(self).values() if isinstance(value, PGDAttack)]
+
+    def graph_key(self) -> Hashable:
+        """What a recorded step depends on besides tensors, eps and alpha: it is good for the steps that have the same.
+
+        By default all numbers and texts among the attributes of the method and of its attacks.
+        """
+        return plain_attributes(self, "eps", "alpha"), *(
+            plain_attributes(attack, *_OF_A_CALL) for attack in self.attacks()
+        )
 
     def passes(self) -> float:
         """Pass-units of a step: a forward pass, a backward pass to the input and one to the weights count 1 each."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from advfast.data import Batch
+from advfast.graphs import plain_attributes
 
 if TYPE_CHECKING:
     from ..loop import Batches
@@ -133,8 +134,8 @@ class Modifier:
 
     def graph_key(self) -> Hashable:
         """What the recorded part of a step depends on besides tensors, after `before_step`: a recorded step is good for
-        the steps that have the same."""
-        return None
+        the steps that have the same. By default all numbers and texts among the attributes."""
+        return plain_attributes(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dictionaries of them."""
