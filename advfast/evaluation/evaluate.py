@@ -16,7 +16,7 @@ from advfast.attacks.state import crafting
 from advfast.kernels.pgd.api import check_norm
 
 from .attacks import Entry, entries, inspect_results
-from .inputs import SPLITS, Inputs, batches, check_labels, describe, inputs, logits_of
+from .inputs import SPLITS, Inputs, batches, check_labels, check_shard, describe, inputs, logits_of
 from .report import JSON, EvalReport
 from .tally import Tally
 
@@ -47,6 +47,7 @@ def evaluate(
     precision: str = "fp32",
     split: str = "test",
     limit: int | None = None,
+    shard: tuple[int, int] | None = None,
     data_root: str | Path | None = None,
     progress: bool = False,
     out: str | Path | None = None,
@@ -84,6 +85,8 @@ def evaluate(
             Predictions are always made in the model's own dtype.
         split: "test", "val" or "train" of a built-in data set or a path.
         limit: the first so many samples; None for all.
+        shard: (number, count): one of `count` parts of the samples, which may be evaluated by as many processes. A
+            sample has the random start that it has in the whole; the counts of the parts add up to those of it.
         data_root: folder of a built-in data set's files.
         progress: show a bar where standard error is a terminal.
         out: folder to write evaluation.json, evaluation.txt and evaluation.png to, also when the evaluation is
@@ -102,6 +105,8 @@ def evaluate(
     check_count("seed", seed, 0)
     if limit is not None:
         check_count("limit", limit, 1)
+    if shard is not None:
+        check_shard(shard)
     norm = check_norm("evaluate", norm)
     check_radius(eps)
     if norm == "linf" and eps > 1:
@@ -116,7 +121,7 @@ def evaluate(
             f"{out} already holds an evaluation ({JSON}); choose another folder or replace it "
             "(overwrite=True, --overwrite)"
         )
-    of = inputs(data, split, data_root, limit)
+    of = inputs(data, split, data_root, limit, shard)
     tally = Tally(made)
     started = time.perf_counter()
 

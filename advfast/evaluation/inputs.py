@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from advfast import models
 from advfast.attacks.state import model_device, parameter_dtype
-from advfast.data import Source, Splits, as_source, count, load, ordered
+from advfast.data import WHOLE, Share, Source, Splits, as_source, count, load, ordered
 
 SPLITS = ("test", "val", "train")
 
@@ -26,12 +26,16 @@ class Inputs:
         words: what it is, for people.
         class_names: if known.
         samples: how many are taken; None where nobody knows before the end.
+        first: number of the first one.
+        shard: of each batch of a DataLoader, the part that is taken.
     """
 
     data: Source | DataLoader
     words: str
     class_names: tuple[str, ...] | None
     samples: int | None
+    first: int = 0
+    shard: Share = WHOLE
 
     def labels(self, limit: int | None) -> Tensor | None:
         """Those of the samples that are taken, where they can be had at once."""
@@ -40,7 +44,23 @@ class Inputs:
         return self.data.labels[:limit]
 
 
-def inputs(data: object, split: str, data_root: str | Path | None, limit: int | None) -> Inputs:
+def check_shard(shard: tuple[int, int]) -> None:
+    """
+    Raises:
+        ValueError: not (number, count) with 0 <= number < count.
+    """
+    counts = isinstance(shard, tuple) and len(shard) == 2
+    if not counts or not all(type(n) is int for n in shard) or not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard must be (number, count) with 0 <= number < count, got {shard!r}")
+
+
+def inputs(
+    data: object,
+    split: str,
+    data_root: str | Path | None,
+    limit: int | None,
+    shard: tuple[int, int] | None = None,
+) -> Inputs:
     """
     Raises:
         ValueError, TypeError, FileNotFoundError: what is wrong with the data, before any work.
@@ -62,7 +82,16 @@ def inputs(data: object, split: str, data_root: str | Path | None, limit: int | 
         raise ValueError("data holds no samples")
     if limit is not None and (total is None or limit < total):
         total, words = limit, f"{words}, first {limit}"
-    return Inputs(source, words, None if names is None else tuple(names), total)
+    class_names = None if names is None else tuple(names)
+    if shard is None or shard[1] == 1:
+        return Inputs(source, words, class_names, total)
+    words = f"{words}, part {shard[0]} of {shard[1]}"
+    if isinstance(source, DataLoader):
+        return Inputs(source, words, class_names, None, 0, Share(*shard))
+    assert total is not None
+    first, end = (total * number // shard[1] for number in (shard[0], shard[0] + 1))
+    part = source.subset(torch.arange(first, end))
+    return Inputs(part, words, class_names, end - first, first)
 
 
 def _split(data: Splits, split: str) -> Source | DataLoader:
@@ -92,6 +121,10 @@ def batches(
         if numbers is None:
             numbers = torch.arange(done, done + len(labels), device=device)
         done += len(labels)
+        numbers = numbers + of.first if of.first else numbers
+        if of.shard.world > 1:
+            part = of.shard.part(len(labels))
+            images, labels, numbers = images[part], labels[part], numbers[part]
         if len(labels):
             yield images.to(dtype), labels, numbers
         if done == limit:

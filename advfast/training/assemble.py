@@ -15,6 +15,8 @@ from advfast.kernels.pgd.api import check_norm
 
 from . import methods, optim, schedules, setup
 from .callbacks import Callbacks, TrainState, of_rank
+from .catastrophic import CatastrophicOverfitting
+from .early_stopping import EarlyStopping
 from .interrupt import Interrupt
 from .loop import Batches, Loop
 from .modifiers import EMA, Modifier, RunInfo
@@ -59,7 +61,7 @@ def check(a: SimpleNamespace) -> None:
     resolve_precision(a.precision, torch.device("cpu"))
     make_modifiers(a)
     a.callbacks = tuple(a.callbacks)
-    Callbacks(a.callbacks)
+    Callbacks([*a.callbacks, *watching(a)])
     if not isinstance(a.model, (str, nn.Module)):
         raise TypeError(f"model must be an nn.Module or a name, got {type(a.model).__name__}")
     if a.resume and a.overwrite:
@@ -113,6 +115,25 @@ def make_modifiers(a: SimpleNamespace) -> list[Modifier]:
     return made
 
 
+def watching(a: SimpleNamespace, own: methods.Method | None = None) -> list[object]:
+    """The callbacks that arguments of `train` stand for."""
+    found: list[object] = []
+    if a.stop_on_collapse:
+        found.append(CatastrophicOverfitting())
+    if a.patience is not None:
+        clean = own is not None and own.trains_on == "clean"
+        found.append(EarlyStopping(a.patience, "val_clean" if clean else "val_robust"))
+    return found
+
+
+def _has_samples(data: object, ranks: Ranks) -> bool:
+    """Whether this rank's part of them, see `evaluate`, is not empty."""
+    samples = count(data)
+    if samples is None:
+        return True
+    return samples * ranks.rank // ranks.world < samples * (ranks.rank + 1) // ranks.world
+
+
 def make_run(
     a: SimpleNamespace,
     own: methods.Method,
@@ -152,12 +173,13 @@ def make_run(
         shown.append(TensorBoard(folder / "tensorboard"))
     if a.profile and ranks.first:
         shown.append(Profiler(folder / "profile", shown=a.progress))
-    callbacks = Callbacks([*shown, *of_rank(a.callbacks, ranks.rank)])
+    state.data, state.modifiers, state.writes = parts.train, modifiers, ranks.first
+    made = [*a.callbacks, *watching(a, own)]
+    callbacks = Callbacks([*shown, *of_rank(made, ranks.rank)])
 
     def validate() -> tuple[float, float]:
         right: list[float] = [0, 0, 0]
-        samples = count(parts.val)
-        if samples is None or ranks.rank < samples:  # else there is none for this rank
+        if _has_samples(parts.val, ranks):
             report = evaluate(
                 model,
                 parts.val,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from advfast.data import as_source, ordered
@@ -21,9 +22,21 @@ from .setup import RunData
 
 TEST_ATTACKS = ("clean", "pgd-20")
 
+_ELSEWHERE = nn.Identity()
+"""In the place of the model where a result goes from rank to rank."""
+
 
 def finish(run: Run, parts: RunData, progress: bool) -> TrainResult:
-    """Test accuracy of the best and the last weights, pictures, results.json."""
+    """Test accuracy of the best and the last weights, pictures, results.json; by the first rank, for all of them."""
+    content = run.ranks.alone(lambda: _finished(run, parts, progress))
+    if not run.ranks.first:
+        run.model.load_state_dict(run.best_state)
+    # The same in all ranks, each with its own model.
+    return replace(content, model=run.model.eval())
+
+
+def _finished(run: Run, parts: RunData, progress: bool) -> TrainResult:
+    """The result, without the model."""
     model, config, history, folder = run.model, run.state.config, run.state.history, run.folder
 
     def test(state: dict[str, Tensor]) -> EvalReport | None:
@@ -39,24 +52,25 @@ def finish(run: Run, parts: RunData, progress: bool) -> TrainResult:
             progress=progress,
         )
 
-    last, best = history[-1], run.best
-    test_best = test_last = test(run.last_state)
-    if best["epoch"] != last["epoch"]:
-        test_best = test(run.best_state)
-    model.eval()
-    result = TrainResult(
-        model=model,
-        history=history,
-        best=Selected(int(best["epoch"]), best, test_best, folder / names.BEST),
-        last=Selected(int(last["epoch"]), last, test_last, folder / names.LAST),
-        path=folder,
-        picture=_pictures(run, parts, test_best, progress),
-        config=config,
-        environment=run.environment,
-        seconds=run.seconds,
-    )
-    write_json(folder / names.RESULTS, result.to_dict())
-    return result
+    with run.loop.interrupt.at_once():
+        last, best = history[-1], run.best
+        test_best = test_last = test(run.last_state)
+        if best["epoch"] != last["epoch"]:
+            test_best = test(run.best_state)
+        model.eval()
+        result = TrainResult(
+            model=_ELSEWHERE,
+            history=history,
+            best=Selected(int(best["epoch"]), best, test_best, folder / names.BEST),
+            last=Selected(int(last["epoch"]), last, test_last, folder / names.LAST),
+            path=folder,
+            picture=_pictures(run, parts, test_best, progress),
+            config=config,
+            environment=run.environment,
+            seconds=run.seconds,
+        )
+        write_json(folder / names.RESULTS, result.to_dict())
+        return result
 
 
 def _pictures(run: Run, parts: RunData, final: EvalReport | None, progress: bool) -> Path | None:

@@ -16,6 +16,9 @@ class Stopped(Exception):
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
 
+    def __reduce__(self) -> tuple[type[Stopped], tuple[int]]:
+        return type(self), (self.signum,)
+
 
 class Interrupt:
     """While entered, SIGTERM and SIGINT are noted, and raise Stopped where the run can be saved.
@@ -62,10 +65,19 @@ class Interrupt:
         finally:
             self._at_once = False
 
-    def check(self) -> None:
+    @property
+    def asked(self) -> int:
+        """The signal that has come in this process; 0 for none."""
+        return self._asked or 0
+
+    def check(self, asked: int | None = None) -> None:
         """
+        Args:
+            asked: the signal that the ranks of a run have agreed on; None where there is one process.
+
         Raises:
             Stopped: a signal has come.
         """
-        if self._asked is not None:
-            raise Stopped(self._asked)
+        asked = self.asked if asked is None else asked
+        if asked:
+            raise Stopped(asked)

@@ -36,6 +36,10 @@ class Batches(Protocol):
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
+    def whole(self, step: int) -> int:
+        """Samples of all ranks in the batch number `step` of an epoch, which is the one at hand."""
+        ...
+
 
 class Loop:
     """Steps and epochs of one run; what it carries besides the weights is in `state_dict`.
@@ -71,6 +75,8 @@ class Loop:
         self.train_step = step
         self.callbacks = callbacks
         self.interrupt = interrupt
+        self.ranks = step.ranks
+        self._failed: NonFiniteLoss | None = None
         self.seed = seed
         self.between: Callable[[], None] = lambda: None
         """Called after every step, before `stop` is looked at."""
@@ -87,13 +93,14 @@ class Loop:
         self._seconds = float(saved["seconds"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run stands inside an epoch."""
+        """Where the run stands inside an epoch; the same for any number of ranks, all of which must call it."""
+        loss_sum, correct = self._totals()
         return {
             "epoch": self.epoch,
             "step": self.step,
             "lr": self.state.lr,
-            "loss_sum": float(self._loss_sum),
-            "correct": int(self._correct),
+            "loss_sum": loss_sum,
+            "correct": correct,
             "seen": self._seen,
             "seconds": self._seconds,
         }
@@ -102,7 +109,15 @@ class Loop:
         self.epoch, self.step = int(saved["epoch"]), int(saved["step"])
         self.state.lr = float(saved["lr"])
         self._reset(saved)
+        if not self.ranks.first:
+            self._loss_sum.zero_()
+            self._correct.zero_()
         self._show()
+
+    def _totals(self) -> tuple[float, int]:
+        """(loss times samples, samples classified right) in this epoch, of all ranks."""
+        loss_sum, correct = self.ranks.total([float(self._loss_sum), int(self._correct)])
+        return loss_sum, int(correct)
 
     def next_epoch(self) -> None:
         """Callbacks see the epoch that has ended until the next one begins."""
@@ -125,7 +140,8 @@ class Loop:
         state = self.state
         self._show()
         watch = _Watch(self.device)
-        self.train_step.see = lambda loss: watch.see(loss, self._where())
+        self.train_step.see = lambda loss: self._look(lambda: watch.see(loss, self._where()))
+        self.ranks.align()
         state.model.train()
         method = self.method(self.epoch)
         method.begin_epoch(self.epoch, self.loader)
@@ -138,28 +154,63 @@ class Loop:
             batches = self.loader.batches(self.epoch, self.step)
             stack.callback(getattr(batches, "close", lambda: None))
             for batch in batches:
+                if state.stop and self._seen:
+                    break  # resumed after it was set
                 with nvtx_range("advfast.train_step"):
                     self._step(method, batch)
                 self._seconds = before + time.perf_counter() - started
                 state.images_per_second = self._seen / max(self._seconds, 1e-9)
                 self.callbacks.call("on_step_end", state)
+                asked = self.agree()
                 self.between()
                 if state.stop:
                     break
-                self.interrupt.check()
-            watch.finish()
+                self.interrupt.check(asked)
+            self._look(watch.finish)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._seconds = before + time.perf_counter() - started
+        if self.ranks.world > 1:
+            self.agree()  # on what the watch has found at last
         self._check_weights()
         for modifier in self.modifiers:
             modifier.after_epoch(state.model, self.epoch, self.loader)
+        self.ranks.check(state.model)
+        loss_sum, correct = self._totals()
         return {
             "epoch": state.epoch,
             "lr": state.lr,
-            "train_loss": float(self._loss_sum) / self._seen,
-            "train_accuracy": int(self._correct) / self._seen,
+            "train_loss": loss_sum / self._seen,
+            "train_accuracy": correct / self._seen,
         }
+
+    def agree(self) -> int:
+        """By all ranks at the same place: each then knows what came up in any of them.
+
+        Returns:
+            The signal that was sent to the run; 0 for none. `state.stop` is set where it is in one of them.
+
+        Raises:
+            NonFiniteLoss: in one of them.
+        """
+        signum, stop, failed = self.ranks.agree(
+            [self.interrupt.asked, int(self.state.stop), int(self._failed is not None)]
+        )
+        self.state.stop = bool(stop)
+        if failed:
+            raise self._failed or NonFiniteLoss(
+                f"the loss of another rank became NaN or infinite by step {self.state.global_step}; "
+                "training stopped"
+            )
+        return signum
+
+    def _look(self, see: Callable[[], None]) -> None:
+        try:
+            see()
+        except NonFiniteLoss as error:
+            if self.ranks.world == 1:
+                raise
+            self._failed = self._failed or error  # the others are in the step: it is gone through
 
     @property
     def speed(self) -> dict[str, float]:
@@ -178,14 +229,20 @@ class Loop:
         info = StepInfo(
             state.global_step, state.steps_per_epoch, state.epochs, state.lr, method, self.seed
         )
+        state.method = method
         for modifier in self.modifiers:
             modifier.before_step(info)
+        count = len(batch.labels)
+        if self.ranks.world > 1:
+            count = self.loader.whole(self.step)
+            self.ranks.weight = self.ranks.share.weight(count)
         outcome = self.train_step(method, batch)
         self.step += 1
         self._show()
-        state.batch, state.loss, state.correct = outcome.batch, outcome.loss, outcome.correct
-        count = len(batch.labels)
-        self._loss_sum += state.loss.double() * count
+        weight = self.ranks.weight
+        state.batch, state.loss = outcome.batch, outcome.loss / (weight or 1)
+        state.correct = outcome.correct if weight else torch.zeros_like(outcome.correct)
+        self._loss_sum += outcome.loss.double() * count
         self._correct += state.correct
         self._seen += count
 

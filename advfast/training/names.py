@@ -11,13 +11,17 @@ PICTURE, CURVES = "adversarial.png", "curves.png"
 _ALL = (CONFIG, RESULTS, HISTORY_CSV, HISTORY_JSON, BEST, LAST, PICTURE, CURVES)
 
 
-def run_folder(out: str | Path | None, name: str, *, overwrite: bool, resume: bool) -> Path:
+def run_folder(out: str | Path | None, name: str, *, overwrite: bool, resume: bool | str) -> Path:
     """Makes the folder of a run: `out`, or the first of runs/<name>, runs/<name>-2, ... that is free.
+
+    With resume="auto", runs/<name> itself, so that a job that is started again finds it.
 
     Raises:
         FileExistsError: `out` holds a run already, and neither `overwrite` nor `resume` is set.
         OSError: the folder cannot be made.
     """
+    if out is None and resume == "auto":
+        out = Path("runs") / name
     if out is None:
         number = 1
         while True:

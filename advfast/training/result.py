@@ -78,19 +78,20 @@ class TrainResult:
         }
 
 
-def read_result(
+def to_result(
+    text: str,
     folder: Path,
     model: nn.Module,
     history: list[dict[str, float]],
 ) -> TrainResult:
-    """The result of a run that is complete; `model` has the best weights already.
+    """The result of a run that is complete, from the text of its results.json; `model` has the best weights already.
 
     Raises:
-        ValueError: results.json is damaged.
+        ValueError: the text is damaged.
     """
     path = folder / RESULTS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text)
         selected = {
             name: Selected(
                 content[name]["epoch"],

@@ -32,7 +32,15 @@ def saved_run(
     path = folder / names.LAST
     if not path.exists():
         return None
-    saved = checkpoint.read(path)
+    try:
+        saved = checkpoint.read(path)
+    except ValueError as error:
+        best = folder / names.BEST
+        again = f", or from the weights of {best} (weights=)" if best.exists() else ""
+        raise ValueError(
+            f"{error}. There is no earlier state of the run to go on with: start again with overwrite=True "
+            f"(--overwrite){again}"
+        ) from error
     if "run" not in saved:
         raise ValueError(f"{path} holds weights alone, without the state of a run to go on with")
     check_same(saved["config"], config, folder)
@@ -46,6 +54,14 @@ def saved_run(
     return saved
 
 
+def complete_run(folder: Path) -> tuple[dict[str, Any], str] | None:
+    """(best.pt, the text of results.json) of a run that has ended; None if what is left is the test."""
+    path = folder / names.RESULTS
+    if not path.exists():
+        return None
+    return checkpoint.read(folder / names.BEST), path.read_text(encoding="utf-8", errors="replace")
+
+
 def note(saved: dict[str, Any] | None, environment: dict[str, Any], loader: Batches) -> str:
     """What a resumed run says at the beginning."""
     if saved is None:
@@ -55,10 +71,11 @@ def note(saved: dict[str, Any] | None, environment: dict[str, Any], loader: Batc
     if saved["run"]["finished"]:
         notes = ["resumed after the last epoch: what is left is the test"]
     before = saved["run"]["environment"]
-    for name in ("device", "threads", "versions"):
-        if before[name] != environment[name]:
+    for name in ("device", "threads", "versions", "ranks"):
+        then = before.get(name, 1)  # one rank, where an older version wrote it
+        if then != environment[name]:
             notes.append(
-                f"{name} was {before[name]} and is {environment[name]}: not the same bits as without "
+                f"{name} was {then} and is {environment[name]}: not the same bits as without "
                 "the interruption"
             )
     if not loader.stateful:
@@ -80,10 +97,11 @@ def explained(run: Run) -> Iterator[None]:
             if not run.finished
             else "after training"
         )
-        print(
-            f"{stopped} {where}: saved in {run.folder}; go on with resume=True (--resume)",
-            file=sys.stderr,
-        )
+        if run.ranks.first:
+            print(
+                f"{stopped} {where}: saved in {run.folder}; go on with resume=True (--resume)",
+                file=sys.stderr,
+            )
         if stopped.signum == signal.SIGINT:
             raise KeyboardInterrupt from None
         raise SystemExit(128 + stopped.signum) from None
@@ -91,7 +109,7 @@ def explained(run: Run) -> Iterator[None]:
         count = len(run.state.history)
         if count:
             path = run.folder / names.LAST
-            checkpoint.fill(run.model, checkpoint.read(path), path)
+            checkpoint.fill(run.model, run.ranks.alone(lambda: checkpoint.read(path)), path)
         there = f"epochs up to {count} are" if count else "no epoch is"
         raise NonFiniteLoss(f"{error}; {there} saved in {run.folder}") from None
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ class Run:
     """Trains, validates and saves.
 
     last.pt is written first after an epoch and is what counts: everything else (best.pt, the history files) can be made
-    again from it. So a process may be killed between any two writes.
+    again from it. So a process may be killed between any two writes. Of several ranks the first one writes, and all
+    call every method at the same place.
 
     Args:
         loop: ready to go on.
@@ -46,6 +48,7 @@ class Run:
         self.callbacks = loop.callbacks
         self.validate = validate
         self.environment = environment
+        self.ranks = loop.ranks
         self.save_every = save_every
         self.best: dict[str, float] = {}
         self.best_state: dict[str, Tensor] = {}
@@ -75,6 +78,11 @@ class Run:
         """
         try:
             self.callbacks.call("on_train_begin", self.state)
+            self.loop.agree()
+            if self.state.stop and self.state.history and not self.loop.step:
+                # Killed between the end of an epoch and the saving of what a callback made of it.
+                self.finished = True
+                self.save()
             while not self.finished:
                 self._epoch()
         finally:
@@ -83,9 +91,11 @@ class Run:
     def _epoch(self) -> None:
         state = self.state
         row = self.loop.train_epoch()
-        with evaluating(self.model, self.modifiers), self.loop.interrupt.at_once():
+        # One rank of several cannot leave the validation, where it meets the others.
+        at_once = nullcontext() if self.ranks.world > 1 else self.loop.interrupt.at_once()
+        with evaluating(self.model, self.modifiers), at_once:
             row["val_clean"], row["val_robust"] = self.validate()
-        row |= self.loop.speed
+        row |= self.ranks.alone(lambda: self.loop.speed)
         state.row = row
         state.history.append(row)
         self.finished = state.stop or self.loop.epoch == state.epochs
@@ -98,11 +108,13 @@ class Run:
             self.save_best()
         self.write_history()
         self.callbacks.call("on_epoch_end", state)
+        self.ranks.alone(lambda: None)  # however long the callbacks of rank 0 take
+        asked = self.loop.agree()
         if state.stop and not self.finished:
             self.finished = True
             self.save()
         if not self.finished:
-            self.loop.interrupt.check()
+            self.loop.interrupt.check(asked)
 
     def between(self) -> None:
         """After every step."""
@@ -116,45 +128,55 @@ class Run:
         raw = self.last_state
         if self.modifiers:
             raw = checkpoint.state_of(self.model)
-        checkpoint.save(
-            self.folder / names.LAST,
-            self.model,
-            self.last_state,
-            epoch=len(self.state.history),
-            metrics=self.state.row,
-            config=self.state.config,
-            run={
-                "weights": raw,
-                "optimizer": self.state.optimizer.state_dict(),
-                "scaler": self.loop.train_step.scaler.state_dict(),
-                "loop": self.loop.state_dict(),
-                "method": self.method.state_dict(),
-                "modifiers": [modifier.state_dict() for modifier in self.modifiers],
-                "rng": rng.state(),
-                "history": self.state.history,
-                "best": self.best,
-                "finished": self.finished,
-                "seconds": self.seconds,
-                "environment": self.environment,
-            },
+        run = {
+            "weights": raw,
+            "optimizer": self.state.optimizer.state_dict(),
+            "scaler": self.loop.train_step.scaler.state_dict(),
+            "loop": self.loop.state_dict(),
+            "method": self.method.state_dict(),
+            "modifiers": [modifier.state_dict() for modifier in self.modifiers],
+            "callbacks": self.callbacks.state_dict(),
+            "rng": rng.state(),
+            "history": self.state.history,
+            "best": self.best,
+            "finished": self.finished,
+            "seconds": self.seconds,
+            "environment": self.environment,
+        }
+        self.ranks.alone(
+            lambda: checkpoint.save(
+                self.folder / names.LAST,
+                self.model,
+                self.last_state,
+                epoch=len(self.state.history),
+                metrics=self.state.row,
+                config=self.state.config,
+                run=run,
+            )
         )
 
     def save_best(self) -> None:
         """best.pt: the weights alone."""
-        checkpoint.save(
-            self.folder / names.BEST,
-            self.model,
-            self.best_state,
-            epoch=int(self.best["epoch"]),
-            metrics=self.best,
-            config=self.state.config,
+        self.ranks.alone(
+            lambda: checkpoint.save(
+                self.folder / names.BEST,
+                self.model,
+                self.best_state,
+                epoch=int(self.best["epoch"]),
+                metrics=self.best,
+                config=self.state.config,
+            )
         )
 
     def write_history(self) -> None:
         history = self.state.history
-        if history:
+
+        def write() -> None:
             write_csv(self.folder / names.HISTORY_CSV, history)
             write_json(self.folder / names.HISTORY_JSON, {"history": history})
+
+        if history:
+            self.ranks.alone(write)
 
     def restore(self, content: dict[str, Any]) -> None:
         """Goes to where last.pt was written, random states included; makes good what a kill has left undone.
@@ -173,6 +195,7 @@ class Run:
         self.method.load_state_dict(run["method"])
         for modifier, saved in zip(self.modifiers, run["modifiers"], strict=True):
             modifier.load_state_dict(saved)
+        self.callbacks.load_state_dict(run.get("callbacks", {}))
         self.state.history[:] = run["history"]
         self.state.row = run["history"][-1] if run["history"] else {}
         self.finished = run["finished"]
@@ -187,7 +210,7 @@ class Run:
     def _restore_best(self, content: dict[str, Any]) -> None:
         path = self.folder / names.BEST
         epoch = int(self.best["epoch"])
-        saved = checkpoint.read(path) if path.exists() else None
+        saved = self.ranks.alone(lambda: checkpoint.read(path) if path.exists() else None)
         if saved is not None and saved["epoch"] == epoch:
             self.best_state = saved["state"]
         elif content["epoch"] == epoch and not self.loop.step:

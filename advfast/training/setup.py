@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 from advfast import models
 from advfast.attacks.state import crafting
 from advfast.data import (
+    WHOLE,
     ForeignLoader,
     Loader,
+    Share,
     Source,
     as_source,
     fingerprint,
@@ -103,18 +105,23 @@ def make_loader(
     seed: int,
     augment: tuple[str, ...],
     channels_last: bool,
+    share: Share = WHOLE,
 ) -> Loader | ForeignLoader:
     """What the loop reads from.
 
     Raises:
-        ValueError: augmentation asked of a DataLoader, or an unknown one.
+        ValueError: augmentation asked of a DataLoader, or an unknown one; batches too small for the ranks.
     """
+    if share.world > 1 and batch_size < 2 * share.world:
+        raise ValueError(
+            f"batch_size is that of all ranks together: at least 2 for each of {share.world}, got {batch_size}"
+        )
     if isinstance(parts.train, DataLoader):
         if augment:
             raise ValueError(
                 "augment must be empty when data is a DataLoader: it has its own transforms"
             )
-        return ForeignLoader(parts.train, device, channels_last)
+        return ForeignLoader(parts.train, device, channels_last, share)
     return Loader(
         parts.train,
         batch_size,
@@ -122,6 +129,7 @@ def make_loader(
         seed=seed,
         augment=augment,
         channels_last=channels_last,
+        share=share,
     )
 
 

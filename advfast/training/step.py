@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from advfast.graphs import nvtx_range
 
 from .methods import Method
 from .modifiers import Modifier, Update
+from .parallel import Ranks
 
 
 class Outcome(NamedTuple):
@@ -37,8 +38,7 @@ class TrainStep:
         clip_grad: greatest l2 norm of the gradient of all weights together; None for no limit.
         micro_batch: samples whose gradient is taken at once; None for all.
         see: told every loss before its gradient is taken.
-        reduce: sums gradients over the processes of a run, in place.
-        weight: share of the samples of a step that are in this process's batch, () -> 0 .. 1.
+        ranks: the processes of the run; a batch is this one's share.
     """
 
     model: nn.Module
@@ -48,8 +48,7 @@ class TrainStep:
     clip_grad: float | None = None
     micro_batch: int | None = None
     see: Callable[[Tensor], None] = lambda loss: None
-    reduce: Callable[[list[Tensor]], None] = lambda gradients: None
-    weight: Callable[[], float] = lambda: 1.0
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __call__(self, method: Method, batch: Batch) -> Outcome:
         for modifier in self.modifiers:
@@ -57,6 +56,7 @@ class TrainStep:
         with nvtx_range("advfast.craft"):
             images = method.craft(batch)
         with nvtx_range("advfast.update"), ExitStack() as stack:
+            stack.enter_context(self.ranks.updating(self.model))
             update = Update(self.model, lambda: self._gradients(method, images, batch))
             for modifier in self.modifiers:
                 stack.enter_context(modifier.updating(update))
@@ -83,7 +83,7 @@ class TrainStep:
             labels = part.labels if part.labels.dim() == 1 else part.labels.argmax(1)
             correct.append((logits.detach().argmax(1) == labels).sum())
         parameters = self.parameters()
-        self.reduce([p.grad for p in parameters if p.grad is not None])
+        self.ranks.reduce([p.grad for p in parameters if p.grad is not None])
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)
@@ -95,7 +95,7 @@ class TrainStep:
 
     def _parts(self, images: Tensor, batch: Batch) -> Iterator[tuple[Tensor, Batch, float]]:
         """(crafted images, batch, weight in the loss) of each part whose gradient is taken at once."""
-        size, whole = self.micro_batch, self.weight()
+        size, whole = self.micro_batch, self.ranks.weight
         if size is None or len(images) <= size:
             yield images, batch, whole
             return
@@ -120,5 +120,5 @@ class TrainStep:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-        self.reduce([gradient for gradient in total if gradient is not None])
+        self.ranks.reduce([gradient for gradient in total if gradient is not None])
         return total

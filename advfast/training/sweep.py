@@ -22,6 +22,7 @@ from advfast.evaluation.picture import PictureSkipped
 from advfast.files import write_text
 from advfast.kernels.pgd.api import nearest
 
+from . import parallel
 from .config import NOT_COMPARED, plain
 from .curves import draw_sweep
 from .names import RESULTS
@@ -90,6 +91,10 @@ def sweep(
         Exception: what the first run raises before it has written anything.
         FileExistsError: `out` holds a sweep, and neither `resume` nor `overwrite` is set.
     """
+    if parallel.several():
+        raise ValueError(
+            "a sweep runs in one process, not under torchrun: start its runs one by one, each with advfast.train"
+        )
     if resume and (out is None or overwrite):
         raise ValueError(
             "resume needs `out`, the folder of the sweep to go on with, and no overwrite"

@@ -72,6 +72,8 @@ def train(
     deterministic: bool = False,
     seed: int = 0,
     threads: int | None = None,
+    patience: int | None = None,
+    stop_on_collapse: bool = False,
     callbacks: Iterable[object] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -139,8 +141,8 @@ def train(
         test: test data, in the same forms. None takes that of a built-in data set, if it is one.
         data_root: folder of a built-in data set's files.
         weights: checkpoint to start from: one of advfast's, or a published one (see `advfast.load`).
-        sync_bn: batch normalisation by the samples of all ranks of a run, in the step on the weights; without it each rank
-            normalises by its own, and running statistics are averaged over the ranks. See docs/distributed.md.
+        sync_bn: batch normalisation by the samples of all ranks of a run, in the step on the weights; without it each
+            rank normalises by its own, and running statistics are averaged over the ranks. See docs/distributed.md.
         precision: "fp32", "bf16", "fp16" (with loss scaling) or "auto": bf16 on a GPU from Ampere on, fp16 before,
             fp32 on a CPU. Weights, the iterate of the attack and losses are float32 in all of them.
         channels_last: NHWC memory format; None where it is faster and the model takes it.
@@ -148,6 +150,9 @@ def train(
         seed: of the held-out split, the weights of a named model, the order of the data, its augmentation and the
             random starts.
         threads: of torch on a CPU; None leaves them.
+        patience: stop after so many epochs in a row without a better held-out accuracy: robust, of "standard" clean.
+        stop_on_collapse: stop at catastrophic overfitting, looked for after every epoch, with the weights before it; see
+            `advfast.training.CatastrophicOverfitting`.
         callbacks: objects with on_train_begin, on_step_end, on_epoch_end or on_train_end, each called with a
             `TrainState`.
         out: folder to write to; None makes runs/<data>-<method>-seed<seed>, with a number behind it if that exists.

@@ -2,7 +2,6 @@ import csv
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 import advfast
 from advfast import models
 from advfast.data import TensorSource, load
-from advfast.evaluation import evaluate
+from advfast.evaluation import Accuracy, evaluate
 from advfast.training import checkpoint, finish, train
 from advfast.training.loop import NonFiniteLoss
 
@@ -162,7 +161,7 @@ def test_best_weights_are_those_of_the_best_epoch(tmp_path, tiny, monkeypatch):
     scores = iter([0.3, 0.8, 0.5, 0.8])
 
     def peaked(*args, **kwargs):
-        clean, robust = SimpleNamespace(value=0.9), SimpleNamespace(value=next(scores))
+        clean, robust = (Accuracy(round(100 * value), 100) for value in (0.9, next(scores)))
         return {"clean": clean, "pgd-10": robust}
 
     monkeypatch.setattr(assembled, "evaluate", peaked)
@@ -180,7 +179,7 @@ def test_best_is_by_what_the_method_is_for(tmp_path, tiny, monkeypatch, method, 
     scores = iter([(0.9, 0.3), (0.5, 0.8), (0.95, 0.5), (0.95, 0.5)])
 
     def scored(*args, **kwargs):
-        clean, robust = (SimpleNamespace(value=value) for value in next(scores))
+        clean, robust = (Accuracy(round(100 * value), 100) for value in next(scores))
         return {"clean": clean, "pgd-10": robust}
 
     monkeypatch.setattr(assembled, "evaluate", scored)
