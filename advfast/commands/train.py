@@ -135,6 +135,17 @@ def train(
     save_every: Annotated[
         int | None, typer.Option(help="Steps between savings. [default: after each epoch]")
     ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop after so many epochs without a better held-out accuracy."),
+    ] = None,
+    stop_on_collapse: Annotated[
+        bool,
+        typer.Option(
+            "--stop-on-collapse",
+            help="Stop at catastrophic overfitting, with the weights before it.",
+        ),
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard.")
     ] = False,
