@@ -38,7 +38,7 @@ PAD = 2
 @pytest.mark.parametrize("steps", [None, 2])
 def test_perturbations_are_carried_in_the_coordinates_of_the_image(augment, steps):
     model = smooth()
-    loader, everything = loader_of(augment)
+    loader, _ = loader_of(augment)
     method = begun(model, loader, steps=steps)
     crops, flips = "crop:2" in augment, "flip" in augment
     pad = PAD if crops else 0
