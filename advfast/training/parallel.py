@@ -12,7 +12,7 @@ import atexit
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -75,11 +75,15 @@ class Ranks:
         """Collective: done by rank 0 while the others wait; its result, or its error, in all of them."""
         return work()
 
-    def same(self, what: str, value: object) -> None:
+    def gathered(self, value: T) -> list[T]:
+        """Collective: the values of all ranks."""
+        return [value]
+
+    def same(self, what: str, values: Mapping[str, object]) -> None:
         """Collective.
 
         Raises:
-            ValueError: the value is another one in another rank.
+            ValueError: one of the values is another one in another rank.
         """
 
     def begin(self, model: nn.Module) -> None:
@@ -193,31 +197,34 @@ class Group(Ranks):
             raise failure
         return result
 
-    def same(self, what: str, value: object) -> None:
-        for rank, other in enumerate(self._gathered(value)):
-            if other != value:
-                raise ValueError(
-                    f"rank {rank} was started with another {what} than rank {self.rank}: {other!r} and {value!r}"
-                )
+    def same(self, what: str, values: Mapping[str, object]) -> None:
+        found = self.gathered(dict(values))
+        for rank, other in enumerate(found):
+            for name in {**found[0], **other}:
+                first, here = found[0].get(name), other.get(name)
+                if first != here:
+                    raise ValueError(
+                        f"the ranks must have the same {what}: {name} is {first} in rank 0 and {here} in rank {rank}"
+                    )
 
-    def _gathered(self, value: object) -> list[Any]:
+    def gathered(self, value: T) -> list[T]:
         found: list[Any] = [None] * self.world
         with self._answered():
             dist.all_gather_object(found, value, group=self._prompt)
         return found
 
     def begin(self, model: nn.Module) -> None:
-        tensors = [*model.parameters(), *model.buffers()]
-        self.same("model", [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors])
-        self.same("kind of device", self.device.type)
-        places = self._gathered((socket.gethostname(), str(self.device)))
+        named = [*model.named_parameters(), *model.named_buffers()]
+        self.same("weights", {name: f"{list(of.shape)} {of.dtype}" for name, of in named})
+        self.same("model", {"the device": self.device.type})
+        places = self.gathered((socket.gethostname(), str(self.device)))
         if self.device.type == "cuda" and len(set(places)) < self.world:
             raise ValueError(
                 f"each rank needs a GPU of its own, got {', '.join(':'.join(place) for place in places)}: "
                 "move the model to cuda:LOCAL_RANK, or start fewer ranks"
             )
         with self._answered(), torch.no_grad():
-            for tensor in tensors:
+            for _, tensor in named:
                 sent = tensor.detach().contiguous().clone()
                 # As bytes: gloo does not take every type.
                 dist.broadcast(sent.reshape(-1).view(torch.uint8), src=0, group=self._data)
@@ -237,7 +244,7 @@ class Group(Ranks):
     def check(self, model: nn.Module) -> None:
         with torch.no_grad():
             sums = [_bits(tensor) for tensor in (*model.parameters(), *model.buffers())]
-        found = self._gathered(torch.stack(sums).tolist())
+        found = self.gathered(torch.stack(sums).tolist())
         if any(other != found[0] for other in found):
             raise RuntimeError(
                 "the ranks have different weights: something in the step, such as a callback or a layer, does "

@@ -123,6 +123,7 @@ class Run:
 
     def save(self) -> None:
         """last.pt: the run as it stands, between any two steps."""
+        self.loop.settle()
         with evaluating(self.model, self.modifiers):
             self.last_state = checkpoint.state_of(self.model)
         raw = self.last_state
@@ -134,6 +135,9 @@ class Run:
             "scaler": self.loop.train_step.scaler.state_dict(),
             "loop": self.loop.state_dict(),
             "method": self.method.state_dict(),
+            "method_of_ranks": self.ranks.gathered(self.method.state_dict())
+            if self.method.per_rank
+            else [],
             "modifiers": [modifier.state_dict() for modifier in self.modifiers],
             "callbacks": self.callbacks.state_dict(),
             "rng": rng.state(),
@@ -192,7 +196,7 @@ class Run:
             raise ValueError(f"{path}: the optimiser does not fit: {error}") from error
         self.loop.train_step.scaler.load_state_dict(run["scaler"])
         self.loop.load_state_dict(run["loop"])
-        self.method.load_state_dict(run["method"])
+        self.method.load_state_dict(self._method_of(run))
         for modifier, saved in zip(self.modifiers, run["modifiers"], strict=True):
             modifier.load_state_dict(saved)
         self.callbacks.load_state_dict(run.get("callbacks", {}))
@@ -206,6 +210,18 @@ class Run:
             self._restore_best(content)
         self.write_history()
         rng.set_state(run["rng"])
+
+    def _method_of(self, run: dict[str, Any]) -> dict[str, Any]:
+        """The state of the method in this rank."""
+        if not self.method.per_rank:
+            return run["method"]
+        states = run["method_of_ranks"]
+        if len(states) != self.ranks.world:
+            raise ValueError(
+                f"the method has a state of its own in each rank: a run that was begun with {len(states)} goes "
+                f"on with as many, not {self.ranks.world}"
+            )
+        return states[self.ranks.rank]
 
     def _restore_best(self, content: dict[str, Any]) -> None:
         path = self.folder / names.BEST

@@ -87,6 +87,9 @@ class Method:
     soft_labels: ClassVar[bool] = True
     """Whether labels may be probabilities [B, K] (cutmix, mixup)."""
 
+    per_rank: ClassVar[bool] = False
+    """Whether `state_dict` is another one in each process of a run, which then goes on with as many as it began with."""
+
     capturable: ClassVar[bool] = True
     """Whether a step can be a CUDA graph."""
 

@@ -22,9 +22,9 @@ class Free(Method):
 
     A step: CE(f(clamp(x + d, 0, 1)), y), its gradients to the weights and to d in one backward pass, then
     d <- clip(d + alpha sign(grad), -eps, eps) (algorithm 1). d starts at zero and is carried from batch to batch by
-    position, not by sample; a shorter batch has the first rows of it. Where x + d leaves the box its gradient is zero,
-    as in both published codes (TensorFlow and PyTorch), and the pass is in train mode; so `bn` and `steps` are not
-    used. alpha None is eps.
+    position, not by sample (of several processes, in the share of each); a shorter batch has the first rows of it.
+    Where x + d leaves the box its gradient is zero, as in both published codes (TensorFlow and PyTorch), and the pass
+    is in train mode; so `bn` and `steps` are not used. alpha None is eps.
 
     An epoch costs m steps a batch and sees each image m times: to compare with m = 1, divide the epochs (and milestones
     given in epochs) by m. Options:
@@ -40,6 +40,7 @@ class Free(Method):
     options: ClassVar[tuple[str, ...]] = ("m", "reset")
     defaults: ClassVar[dict[str, Any]] = {"alpha_of_eps": 1.0, "steps": 1}
     separable: ClassVar[bool] = False
+    per_rank: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__(model, settings)
