@@ -118,6 +118,10 @@ def train(
             help="NHWC memory format. [default: where it is faster]",
         ),
     ] = None,
+    capture: Annotated[
+        str | None,
+        typer.Option(help="A step as a CUDA graph: auto, required or off. [default: auto]"),
+    ] = None,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Same bits each time, also on a GPU.")
     ] = False,

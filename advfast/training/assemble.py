@@ -15,6 +15,7 @@ from advfast.kernels.pgd.api import check_norm
 
 from . import methods, optim, schedules, setup
 from .callbacks import Callbacks, TrainState, of_rank
+from .captured import check_capture, make_step
 from .catastrophic import CatastrophicOverfitting
 from .early_stopping import EarlyStopping
 from .interrupt import Interrupt
@@ -27,7 +28,6 @@ from .profiling import Profiler
 from .progress import Progress
 from .resume import note
 from .run import Run
-from .step import TrainStep
 from .tensorboard import TensorBoard
 
 VAL_ATTACK = "pgd-10"
@@ -59,6 +59,7 @@ def check(a: SimpleNamespace) -> None:
     if not callable(a.schedule):
         schedules.make(a.schedule, a.lr, epochs=a.epochs, steps=1, options=a.schedule_options)
     resolve_precision(a.precision, torch.device("cpu"))
+    check_capture(a.capture)
     make_modifiers(a)
     a.callbacks = tuple(a.callbacks)
     Callbacks([*a.callbacks, *watching(a)])
@@ -149,7 +150,7 @@ def make_run(
     device, model, folder = torch.device(environment["device"]), state.model, state.folder
     clean = methods.Standard(model, replace(settings(a), options={}))
     modifiers = make_modifiers(a)
-    known = RunInfo(environment["classes"], a.batch_size, a.epochs, len(loader), a.seed)
+    known = RunInfo(environment["classes"], a.batch_size, a.epochs, len(loader), a.seed, ranks)
     for modifier in modifiers:
         if modifier.needs_separable and not own.separable:
             raise ValueError(
@@ -199,7 +200,8 @@ def make_run(
         method=lambda epoch: clean if epoch <= a.clean_prefix else own,
         loader=loader,
         schedule=schedule,
-        step=TrainStep(
+        step=make_step(
+            a.capture,
             model,
             state.optimizer,
             modifiers,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
+from advfast import graphs
 from advfast.data import Batch
 from advfast.graphs import nvtx_range
 
@@ -20,10 +19,8 @@ from .methods import Method
 from .modifiers import Modifier, StepInfo
 from .schedules import Schedule
 from .step import TrainStep
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss became NaN or infinite; what had been saved before is still there."""
+from .watch import NonFiniteLoss as NonFiniteLoss
+from .watch import Watch
 
 
 class Batches(Protocol):
@@ -81,6 +78,8 @@ class Loop:
         self.between: Callable[[], None] = lambda: None
         """Called after every step, before `stop` is looked at."""
         self.device = device
+        late = device.type == "cuda" or graphs.recorder(device) is not None
+        self._watch = Watch(device, late=late, where=self._where)
         self.epoch, self.step = 1, 0
         self._reset(None)
 
@@ -139,8 +138,10 @@ class Loop:
         """
         state = self.state
         self._show()
-        watch = _Watch(self.device)
-        self.train_step.see = lambda loss: self._look(lambda: watch.see(loss, self._where()))
+        watch, step = self._watch, self.train_step
+        watch.begin(state.global_step)
+        step.start, step.watched = watch.start, watch.tensors
+        step.see = lambda loss: self._look(lambda: watch.see(loss))
         self.ranks.align()
         state.model.train()
         method = self.method(self.epoch)
@@ -151,7 +152,7 @@ class Loop:
         started = time.perf_counter()
         # Closed also when a step raises, so that what reads ahead ends.
         with ExitStack() as stack:
-            batches = self.loader.batches(self.epoch, self.step)
+            batches = step.batches(self.loader, self.epoch, self.step)
             stack.callback(getattr(batches, "close", lambda: None))
             for batch in batches:
                 if state.stop and self._seen:
@@ -160,18 +161,17 @@ class Loop:
                     self._step(method, batch)
                 self._seconds = before + time.perf_counter() - started
                 state.images_per_second = self._seen / max(self._seconds, 1e-9)
+                self._look(lambda: watch.look(state.global_step))
                 self.callbacks.call("on_step_end", state)
                 asked = self.agree()
                 self.between()
                 if state.stop:
                     break
                 self.interrupt.check(asked)
-            self._look(watch.finish)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._seconds = before + time.perf_counter() - started
-        if self.ranks.world > 1:
-            self.agree()  # on what the watch has found at last
+        self.settle()
         self._check_weights()
         for modifier in self.modifiers:
             modifier.after_epoch(state.model, self.epoch, self.loader)
@@ -204,6 +204,16 @@ class Loop:
             )
         return signum
 
+    def settle(self) -> None:
+        """Before anything is saved; by all ranks at the same place.
+
+        Raises:
+            NonFiniteLoss: of a step up to here, in one of them.
+        """
+        self._look(self._watch.finish)
+        if self.ranks.world > 1:
+            self.agree()
+
     def _look(self, see: Callable[[], None]) -> None:
         try:
             see()
@@ -221,7 +231,7 @@ class Loop:
     def modifiers(self) -> Sequence[Modifier]:
         return self.train_step.modifiers
 
-    def _step(self, method: Method, batch: Batch) -> None:
+    def _step(self, method: Method, batch: Any) -> None:
         state = self.state
         state.lr = self.schedule(state.global_step)
         for group in state.optimizer.param_groups:
@@ -232,25 +242,28 @@ class Loop:
         state.method = method
         for modifier in self.modifiers:
             modifier.before_step(info)
-        count = len(batch.labels)
+        count, weight = None, 1.0
         if self.ranks.world > 1:
             count = self.loader.whole(self.step)
-            self.ranks.weight = self.ranks.share.weight(count)
+            self.ranks.weight = weight = self.ranks.share.weight(count)
         outcome = self.train_step(method, batch)
         self.step += 1
         self._show()
-        weight = self.ranks.weight
-        state.batch, state.loss = outcome.batch, outcome.loss / (weight or 1)
-        state.correct = outcome.correct if weight else torch.zeros_like(outcome.correct)
+        count = len(outcome.batch.labels) if count is None else count
+        state.batch, state.loss, state.correct = outcome.batch, outcome.loss, outcome.correct
+        if weight != 1:
+            state.loss = outcome.loss / (weight or 1)
+            state.correct = outcome.correct if weight else torch.zeros_like(outcome.correct)
         self._loss_sum += outcome.loss.double() * count
         self._correct += state.correct
         self._seen += count
 
-    def _where(self) -> str:
-        state = self.state
+    def _where(self, step: int) -> str:
+        """A step of the run, from 1."""
+        epoch = (step - 1) // self.state.steps_per_epoch + 1
         return (
-            f"step {state.global_step + 1} (epoch {state.epoch} of {state.epochs}, "
-            f"learning rate {state.lr:.3g})"
+            f"step {step} (epoch {epoch} of {self.state.epochs}, "
+            f"learning rate {self.schedule(step - 1):.3g})"
         )
 
     def _check_weights(self) -> None:
@@ -262,48 +275,6 @@ class Loop:
                 f"weights became NaN or infinite in epoch {self.state.epoch} of "
                 f"{self.state.epochs}. A lower learning rate usually helps"
             )
-
-
-class _Watch:
-    """Finds the first loss that is not finite.
-
-    On a CPU before the step that it would spoil. On a GPU a value is looked at one step later, when it has long
-    arrived: looking at once would leave the GPU without work.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._late = device.type == "cuda"
-        self._pending: tuple[Tensor, torch.cuda.Event, str] | None = None
-
-    def see(self, loss: Tensor, where: str) -> None:
-        if not self._late:
-            _check(loss.item(), where)
-            return
-        host = torch.empty((), dtype=loss.dtype, pin_memory=True)
-        host.copy_(loss, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        pending, self._pending = self._pending, (host, event, where)
-        self._read(pending)
-
-    def finish(self) -> None:
-        pending, self._pending = self._pending, None
-        self._read(pending)
-
-    @staticmethod
-    def _read(pending: tuple[Tensor, torch.cuda.Event, str] | None) -> None:
-        if pending is not None:
-            host, event, where = pending
-            event.synchronize()
-            _check(host.item(), where)
-
-
-def _check(value: float, where: str) -> None:
-    if not math.isfinite(value):
-        raise NonFiniteLoss(
-            f"the loss became {value} at {where}; training stopped. "
-            "A lower learning rate usually helps"
-        )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from advfast.graphs import nvtx_range
 from .methods import Method
 from .modifiers import Modifier, Update
 from .parallel import Ranks
+
+if TYPE_CHECKING:
+    from .loop import Batches
 
 
 class Outcome(NamedTuple):
@@ -37,7 +40,9 @@ class TrainStep:
         scaler: of the loss, for fp16.
         clip_grad: greatest l2 norm of the gradient of all weights together; None for no limit.
         micro_batch: samples whose gradient is taken at once; None for all.
+        start: called as a step begins.
         see: told every loss before its gradient is taken.
+        watched: the tensors that `start` and `see` change.
         ranks: the processes of the run; a batch is this one's share.
     """
 
@@ -47,10 +52,17 @@ class TrainStep:
     scaler: torch.amp.GradScaler
     clip_grad: float | None = None
     micro_batch: int | None = None
+    start: Callable[[], None] = lambda: None
     see: Callable[[Tensor], None] = lambda loss: None
+    watched: Sequence[Tensor] = ()
     ranks: Ranks = field(default_factory=Ranks)
 
+    def batches(self, loader: Batches, epoch: int, start: int) -> Iterator[Any]:
+        """What the steps of an epoch are called with, from number `start`."""
+        return loader.batches(epoch, start)
+
     def __call__(self, method: Method, batch: Batch) -> Outcome:
+        self.start()
         for modifier in self.modifiers:
             batch = modifier.batch(batch)
         with nvtx_range("advfast.craft"):
@@ -83,6 +95,11 @@ class TrainStep:
             labels = part.labels if part.labels.dim() == 1 else part.labels.argmax(1)
             correct.append((logits.detach().argmax(1) == labels).sum())
         parameters = self.parameters()
+        for parameter in parameters:
+            gradient = parameter.grad
+            # torch's fused optimisers read both in the order of memory, and do not look.
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self.ranks.reduce([p.grad for p in parameters if p.grad is not None])
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)

@@ -17,6 +17,7 @@ from advfast.evaluation.report import versions
 from . import checkpoint, methods, names, optim, parallel, rng, setup
 from .assemble import check, make_optimizer, make_run, settings
 from .callbacks import TrainState
+from .captured import check_capture
 from .config import plain, write_config
 from .finish import finish
 from .interrupt import Interrupt
@@ -28,7 +29,7 @@ from .repeated import Repeated
 from .result import TrainResult, to_result
 from .resume import complete_run, explained, saved_run
 
-_NOT_CONFIG = ("out", "overwrite", "resume", "progress", "callbacks")
+_NOT_CONFIG = ("capture", "out", "overwrite", "resume", "progress", "callbacks")
 """Arguments that are no part of what a run is."""
 
 
@@ -69,6 +70,7 @@ def train(
     sync_bn: bool = False,
     precision: str = "auto",
     channels_last: bool | None = None,
+    capture: str = "auto",
     deterministic: bool = False,
     seed: int = 0,
     threads: int | None = None,
@@ -146,6 +148,9 @@ def train(
         precision: "fp32", "bf16", "fp16" (with loss scaling) or "auto": bf16 on a GPU from Ampere on, fp16 before,
             fp32 on a CPU. Weights, the iterate of the attack and losses are float32 in all of them.
         channels_last: NHWC memory format; None where it is faster and the model takes it.
+        capture: on CUDA, "auto": a step is one CUDA graph from the second of its kind on; where it cannot be, a line
+            on standard error says once why. "required": RuntimeError there. "off": never; for a model whose forward
+            pass depends on something that changes outside of its tensors.
         deterministic: only algorithms that give the same bits again; an error where there is none.
         seed: of the held-out split, the weights of a named model, the order of the data, its augmentation and the
             random starts.
@@ -187,6 +192,7 @@ def train(
     ):
         model = setup.make_model(model, parts.train)
         device = model_device(model) or torch.device("cpu")
+        check_capture(capture, device)
         sample, classes = setup.check_model(model, device, parts)
         if weights is not None:
             checkpoint.load(weights, model)
@@ -226,7 +232,7 @@ def train(
             "ranks": ranks.world,
         }
         ranks.same("arguments", config)
-        ranks.same("training data", environment["fingerprint"])
+        ranks.same("data", {"the training data": environment["fingerprint"]})
         own_name = method.rpartition(":")[2] if isinstance(method, str) else "own"
         name = f"{parts.name}-{own_name}-seed{seed}"
         folder = ranks.alone(
