@@ -16,12 +16,18 @@ from .base import Update as Update
 from .cutmix import CutMix as CutMix
 from .ema import EMA as EMA
 from .mixup import Mixup as Mixup
+from .ramps import EpsWarmup as EpsWarmup
+from .ramps import StepsRamp as StepsRamp
+from .swa import SWA as SWA
 
 MODIFIERS: dict[str, type[Modifier]] = {
     "awp": AWP,
     "cutmix": CutMix,
     "ema": EMA,
+    "eps-warmup": EpsWarmup,
     "mixup": Mixup,
+    "steps-ramp": StepsRamp,
+    "swa": SWA,
 }
 
 

@@ -15,6 +15,7 @@ from advfast.graphs import plain_attributes
 if TYPE_CHECKING:
     from ..loop import Batches
     from ..methods import Method
+    from ..parallel import Ranks
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RunInfo:
         epochs: of the run.
         steps_per_epoch: optimiser steps.
         seed: of the run.
+        ranks: its processes; None for one.
     """
 
     classes: int
@@ -34,6 +36,7 @@ class RunInfo:
     epochs: int
     steps_per_epoch: int
     seed: int
+    ranks: Ranks | None = None
 
 
 @dataclass(frozen=True)
