@@ -98,13 +98,10 @@ class CapturedStep(TrainStep):
         return loader.batches(epoch, start)
 
     def __call__(self, method: Method, batch: Batch | Plan) -> Outcome:
-        # A tensor holds the rate in float32: an eager step is to have the same.
-        for group in self.optimizer.param_groups:
-            group["lr"] = float(np.float32(group["lr"]))
         reason = self._obstacle(method)
         if reason:
             self._refuse(reason)
-            return super().__call__(method, self._made(batch))
+            return self._eagerly(method, batch)
         moving = self._moving(method, batch)
         key = self._key(method, moving)
         captured = self._graphs.get(key)
@@ -118,15 +115,24 @@ class CapturedStep(TrainStep):
             if again and key not in self._refused:
                 captured = self._captured(method, moving, key)
             if captured is None:
-                return super().__call__(method, self._made(batch))
+                return self._eagerly(method, batch)
         self._previous, self._new = key, 0
         outputs = captured(moving)
         self.launches += 1
         made = Batch(outputs["images"], outputs["labels"], outputs.get("indices"))
         return Outcome(outputs["loss"], outputs["correct"], made)
 
-    def _made(self, batch: Batch | Plan) -> Batch:
-        return self._loader.assemble(batch) if isinstance(batch, Plan) else batch
+    def _eagerly(self, method: Method, batch: Batch | Plan) -> Outcome:
+        made = self._loader.assemble(batch) if isinstance(batch, Plan) else batch
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        try:
+            # A tensor holds the rate in float32: an eager step is to have the same.
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = float(np.float32(rate))
+            return super().__call__(method, made)
+        finally:
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
     def _obstacle(self, method: Method) -> str:
         """Why no step of this run can be captured; "" if it may be."""
@@ -256,35 +262,31 @@ class CapturedStep(TrainStep):
             random.setstate(generators[0])
             np.random.set_state(generators[1])
             torch.set_rng_state(generators[2])
-        if after != before:
+        changed = [name for name in before if after[name] != before[name]]
+        if changed:
             captured.release()
             self._refused.add(key)
-            self._refuse(
-                "the model, the method or a modifier changes attributes of its own in a step, or draws from a "
-                "generator of the CPU"
-            )
+            self._refuse(f"a step changes {' and '.join(changed)} other than by work of the device")
             return None
         self._graphs.put(key, captured)
         return captured
 
-    def _surroundings(self, method: Method) -> Hashable:
-        """What a step may change that no graph changes again."""
-        kept: list[Hashable] = [
-            fingerprint(self.model),
-            method.graph_key(),
-            tuple(modifier.graph_key() for modifier in self.modifiers),
-            *(
-                (name, id(value))
-                for owner in (method, *self.modifiers)
-                for name, value in vars(owner).items()
-                if isinstance(value, Tensor)
-            ),
-            random.getstate(),
-            np.random.get_state()[1].tobytes(),  # type: ignore[index]
-        ]
+    def _surroundings(self, method: Method) -> dict[str, Hashable]:
+        """What a step may change that no graph changes again, by its name in a message."""
+        owners = {"the method": method} | {f"modifier {m.name!r}": m for m in self.modifiers}
+        found: dict[str, Hashable] = {"the model": fingerprint(self.model)}
+        for name, owner in owners.items():
+            tensors = [
+                (attribute, id(value))
+                for attribute, value in vars(owner).items()
+                if isinstance(value, Tensor) and attribute not in ("eps", "alpha")
+            ]
+            found[name] = owner.graph_key(), *tensors
+        found["a generator of Python"] = random.getstate()
+        found["a generator of NumPy"] = np.random.get_state()[1].tobytes()  # type: ignore[index]
         if self._device.type != "cpu":
-            kept.append(torch.get_rng_state().numpy().tobytes())
-        return tuple(kept)
+            found["torch's generator of the CPU"] = torch.get_rng_state().numpy().tobytes()
+        return found
 
 
 def _collect(owner: object, found: dict[int, Tensor], depth: int = 3) -> None:

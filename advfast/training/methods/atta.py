@@ -12,7 +12,7 @@ from advfast.attacks import checks
 from advfast.data import Batch, Loader
 from advfast.graphs import plain_attributes
 
-from .base import Method, Settings
+from .base import OF_A_CALL, Method, Settings
 
 if TYPE_CHECKING:
     from ..loop import Batches
@@ -102,7 +102,7 @@ class ATTA(Method):
 
     def graph_key(self) -> Hashable:
         # Not of the epoch that was begun: the graph would be made anew in each.
-        return plain_attributes(self.pgd, "eps", "alpha", "capture_note", "launches")
+        return plain_attributes(self.pgd, *OF_A_CALL)
 
     def passes(self) -> float:
         return 2 * self.steps + 3

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-_OF_A_CALL = ("eps", "alpha", "capture_note", "launches")
+OF_A_CALL = ("eps", "alpha", "capture_note", "launches", "_checked")
 """Attributes of an attack that change without a change of what is recorded."""
 
 Backward = Callable[[Tensor], None]
@@ -34,7 +34,8 @@ class Settings:
 
     eps and alpha are in pixel units; alpha and steps None are the method's own (eps/4 and 10, unless it says
     otherwise); bn is the policy of PGDAttack while it crafts; precision is "fp32", "bf16" or "fp16"; micro_batch is the
-    most samples of one pass, None for all; options are the method's own.
+    most samples of one pass, None for all; options are the method's own; capture is that of PGDAttack, for steps that
+    are not captured as a whole.
     """
 
     eps: float
@@ -46,6 +47,7 @@ class Settings:
     label_smoothing: float = 0.0
     micro_batch: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    capture: str = "auto"
 
 
 class Step(NamedTuple):
@@ -140,6 +142,7 @@ class Method:
                 "norm": self.settings.norm,
                 "bn": self.settings.bn,
                 "precision": self.settings.precision,
+                "capture": self.settings.capture,
                 "batch_size": self.settings.micro_batch,
                 # The loader has checked the images and `train` the labels: no need to in every step.
                 "check": False,
@@ -195,7 +198,7 @@ class Method:
         By default all numbers and texts among the attributes of the method and of its attacks.
         """
         return plain_attributes(self, "eps", "alpha"), *(
-            plain_attributes(attack, *_OF_A_CALL) for attack in self.attacks()
+            plain_attributes(attack, *OF_A_CALL) for attack in self.attacks()
         )
 
     def passes(self) -> float:
