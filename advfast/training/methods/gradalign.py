@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from advfast.data import Batch
 from advfast.kernels import random_start
 
 from .base import Method, Settings, Step
+
+if TYPE_CHECKING:
+    from ..loop import Batches
 
 POINTS = ("clean", "adversarial")
 
@@ -47,10 +50,14 @@ class GradAlign(Method):
         else:
             raise ValueError(f"norm {settings.norm!r} has no published weight: give lam")
         self.fgsm = self.attack(random_start=False)
+        self._seed = torch.zeros(1, dtype=torch.int64)
+
+    def begin(self, batches: Batches, images: Tensor) -> None:
+        self._seed = self._seed.to(images.device)
 
     def craft(self, batch: Batch) -> Tensor:
         # Here and not in the loss, so that all parts of a batch draw from one seed.
-        self._seed = torch.randint(2**63 - 1, (1,), device=batch.images.device)
+        self._seed.copy_(torch.randint(2**63 - 1, (1,), device=batch.images.device))
         return self.fgsm(batch.images, batch.labels, sample_ids=batch.indices)
 
     def loss(self, images: Tensor, batch: Batch) -> Step:
