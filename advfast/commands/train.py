@@ -105,6 +105,12 @@ def train(
     augment: Annotated[
         str | None, typer.Option(help=f"Such as crop,flip or crop:4,flip,cutout:16. {_BY_DATA}")
     ] = None,
+    extra: Annotated[
+        str | None, typer.Option(help="More data to train on, such as an .npz of generated images.")
+    ] = None,
+    extra_share: Annotated[
+        float | None, _setting("Of it in each batch, 0 to 1. [default: 0.7]")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Checkpoint to start from, advfast's or a published one.")
     ] = None,

@@ -10,6 +10,7 @@ from .loader import Plan as Plan
 from .loader import count as count
 from .loader import ordered as ordered
 from .loader import steps_of as steps_of
+from .mixed import Mixed as Mixed
 from .readers import READERS as READERS
 from .readers import load as load
 from .share import WHOLE as WHOLE

@@ -15,6 +15,7 @@ from . import foreign, randomness
 from .ahead import in_threads, on_stream
 from .folders import FolderSource
 from .foreign import ForeignLoader
+from .joined import JoinedSource
 from .share import WHOLE, Share
 from .sources import Batch, DatasetSource, Source, TensorSource, as_source, to_pixels
 
@@ -161,6 +162,10 @@ class Loader:
         """[N, parameters] int16 on the device: what the augmentation does to each sample in an epoch, by number."""
         return self.augment.draw(self.seed, epoch, self.samples).to(self.device)
 
+    def order(self, epoch: int) -> Tensor:
+        """[N] int64: the sample numbers of an epoch's batches, one batch after the other."""
+        return randomness.epoch_order(self.seed, epoch, self.samples)
+
     def _chosen(self, order: Tensor, number: int) -> Tensor:
         chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
         return chosen[self.share.read(len(chosen))]
@@ -175,16 +180,17 @@ class Loader:
             yield self.assemble(plan)
 
     def _plans(self, epoch: int, start: int) -> Iterator[Plan]:
-        order = randomness.epoch_order(self.seed, epoch, self.samples).to(self.device)
+        order = self.order(epoch).to(self.device)
         drawn = self.drawn(epoch).index_select(0, order)
         for number in range(start, len(self)):
             yield Plan(self._chosen(order, number), self._chosen(drawn, number))
 
     def _from_host(self, epoch: int, start: int) -> Iterator[Batch]:
-        order = randomness.epoch_order(self.seed, epoch, self.samples)
+        order = self.order(epoch)
         drawn = self.drawn(epoch)
         keys = None
-        if self.augment.decode_side is not None or isinstance(self._source, DatasetSource):
+        random = isinstance(self._source, (DatasetSource, JoinedSource))
+        if self.augment.decode_side is not None or random:
             keys = randomness.sample_keys(self.seed, epoch, self.samples)
         pinned = self.device.type == "cuda"
         for images, labels, chosen in _read(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from advfast.data import (
     WHOLE,
     ForeignLoader,
     Loader,
+    Mixed,
     Share,
     Source,
     as_source,
@@ -41,14 +42,19 @@ class RunData:
     val: Source | DataLoader
     test: Source | DataLoader | None
     class_names: tuple[str, ...] | None
+    extra: Source | None = None
 
     def samples(self) -> dict[str, int | None]:
         parts = {"train": self.train, "val": self.val, "test": self.test}
+        parts |= {} if self.extra is None else {"extra": self.extra}
         return {name: 0 if part is None else _count(part) for name, part in parts.items()}
 
     def fingerprint(self) -> str | None:
         """Of the training data; None where they are behind a foreign DataLoader."""
-        return None if isinstance(self.train, DataLoader) else fingerprint(self.train)
+        if isinstance(self.train, DataLoader):
+            return None
+        own = fingerprint(self.train)
+        return own if self.extra is None else f"{own}+{fingerprint(self.extra)}"
 
 
 def _count(part: Source | DataLoader) -> int | None:
@@ -93,6 +99,20 @@ def run_data(
     return RunData(name, source.subset(kept), source.subset(held_out), test_source, class_names)
 
 
+def extra_data(extra: object, parts: RunData, data_root: str | Path | None) -> RunData:
+    """With more data to train on: the training part of a data set or path by name, or what `as_source` takes.
+
+    Raises:
+        ValueError, TypeError, FileNotFoundError: what is wrong with it.
+    """
+    if extra is None:
+        return parts
+    source = load(extra, data_root).train if isinstance(extra, str) else _part(extra, "extra")
+    if isinstance(parts.train, DataLoader) or isinstance(source, DataLoader):
+        raise ValueError("extra cannot be mixed into the batches of a DataLoader, or come from one")
+    return replace(parts, extra=source)
+
+
 def _part(data: object, name: str) -> Source | DataLoader:
     return data if isinstance(data, DataLoader) else as_source(data, name)
 
@@ -106,6 +126,7 @@ def make_loader(
     augment: tuple[str, ...],
     channels_last: bool,
     share: Share = WHOLE,
+    extra_share: float = 0.0,
 ) -> Loader | ForeignLoader:
     """What the loop reads from.
 
@@ -122,15 +143,16 @@ def make_loader(
                 "augment must be empty when data is a DataLoader: it has its own transforms"
             )
         return ForeignLoader(parts.train, device, channels_last, share)
-    return Loader(
-        parts.train,
-        batch_size,
-        device=device,
-        seed=seed,
-        augment=augment,
-        channels_last=channels_last,
-        share=share,
-    )
+    settings: dict[str, Any] = {
+        "device": device,
+        "seed": seed,
+        "augment": augment,
+        "channels_last": channels_last,
+        "share": share,
+    }
+    if parts.extra is not None:
+        return Mixed(parts.train, parts.extra, batch_size, extra_share=extra_share, **settings)
+    return Loader(parts.train, batch_size, **settings)
 
 
 def make_model(model: nn.Module | str, train: Source | DataLoader) -> nn.Module:
@@ -175,7 +197,8 @@ def check_model(model: nn.Module, device: torch.device, data: RunData) -> tuple[
         raise ValueError("the model has no parameters to train")
     sample: Tensor | None = None
     classes = 0
-    for name, part in (("data", data.train), ("val", data.val), ("test", data.test)):
+    parts = ("data", data.train), ("extra", data.extra), ("val", data.val), ("test", data.test)
+    for name, part in parts:
         if part is None:
             continue
         images, labels = _two(part, device)

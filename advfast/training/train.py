@@ -63,6 +63,8 @@ def train(
     optimizer_options: Mapping[str, Any] | None = None,
     clip_grad: float | None = None,
     augment: Sequence[str] = (),
+    extra: object = None,
+    extra_share: float = 0.7,
     val: object = None,
     test: object = None,
     data_root: str | Path | None = None,
@@ -138,6 +140,9 @@ def train(
         clip_grad: greatest l2 norm of the gradient of all weights together.
         augment: of the training images, on the device, in order: "crop", "crop:4", "crop-reflect:4", "flip", "cutout",
             "cutout:16"; see `advfast.data.augment`.
+        extra: more data to train on, such as generated images, in the forms of `data` but no DataLoader: every batch
+            has `extra_share` of it, drawn with replacement; an epoch is as long as without. See `advfast.data.Mixed`.
+        extra_share: above 0 and below 1: 0.7 is that of Gowal et al. (2020) and Wang et al. (ICML 2023).
         val: held-out data, as `data` but no name. None takes the data set's own, or sets a stratified 15 % of `data`
             aside, at most 2,000 samples; which ones depends on `seed`.
         test: test data, in the same forms. None takes that of a built-in data set, if it is one.
@@ -156,8 +161,8 @@ def train(
             random starts.
         threads: of torch on a CPU; None leaves them.
         patience: stop after so many epochs in a row without a better held-out accuracy: robust, of "standard" clean.
-        stop_on_collapse: stop at catastrophic overfitting, looked for after every epoch, with the weights before it; see
-            `advfast.training.CatastrophicOverfitting`.
+        stop_on_collapse: stop at catastrophic overfitting, looked for after every epoch, with the weights before it.
+            See `advfast.training.CatastrophicOverfitting`.
         callbacks: objects with on_train_begin, on_step_end, on_epoch_end or on_train_end, each called with a
             `TrainState`.
         out: folder to write to; None makes runs/<data>-<method>-seed<seed>, with a number behind it if that exists.
@@ -185,6 +190,7 @@ def train(
     a = SimpleNamespace(**locals())
     check(a)
     parts = setup.run_data(data, val, test, data_root, seed)
+    parts = setup.extra_data(extra, parts, data_root)
     with (
         _threads(threads),
         rng.seeded(seed),
@@ -209,6 +215,7 @@ def train(
             augment=tuple(augment),
             channels_last=a.channels_last,
             share=ranks.share,
+            extra_share=extra_share,
         )
         own = methods.make(method, model, settings(a))
         a.alpha, a.steps = own.alpha, own.steps
