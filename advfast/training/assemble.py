@@ -90,6 +90,7 @@ def settings(a: SimpleNamespace) -> methods.Settings:
         a.label_smoothing,
         a.micro_batch,
         options,
+        capture="off" if a.capture == "off" else "auto",
     )
 
 
