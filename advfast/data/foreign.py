@@ -113,8 +113,11 @@ class ForeignLoader:
         if self.share.world == 1:
             return batch
         part = self.share.read(self._whole)
-        indices = None if batch.indices is None else batch.indices[part]
-        return Batch(batch.images[part], batch.labels[part], indices)
+        numbers = batch.indices
+        if numbers is None:
+            # Places in the batch, so that what is random about a sample is not that of one in another process.
+            numbers = torch.arange(self._whole, device=self.device)
+        return Batch(batch.images[part], batch.labels[part], numbers[part])
 
     def all(self) -> Iterator[Batch]:
         """Every batch of one pass; a length is not needed."""

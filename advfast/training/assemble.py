@@ -65,6 +65,11 @@ def check(a: SimpleNamespace) -> None:
     Callbacks([*a.callbacks, *watching(a)])
     if not isinstance(a.model, (str, nn.Module)):
         raise TypeError(f"model must be an nn.Module or a name, got {type(a.model).__name__}")
+    if a.sync_bn and a.micro_batch is not None:
+        raise ValueError(
+            "sync_bn needs the whole batch in one pass: micro_batch must be None, got "
+            f"{a.micro_batch}"
+        )
     if a.resume and a.overwrite:
         raise ValueError(
             "resume and overwrite exclude each other: go on with the run, or replace it"

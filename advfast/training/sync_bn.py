@@ -35,16 +35,19 @@ def synced(model: nn.Module, ranks: Group) -> Iterator[None]:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the ranks; its gradient is the sum of the ranks' gradients."""
+    """The sum over the ranks; its gradient is the sum of the ranks' gradients.
+
+    A rank without samples of its own goes along, and adds nothing either way.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, ranks: Group) -> Tensor:
-        ctx.ranks = ranks
-        return ranks.sum_(values.clone())
+        ctx.ranks, ctx.counts = ranks, float(ranks.weight > 0)
+        return ranks.sum_(values * ctx.counts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _Sum.apply(gradients[0].contiguous(), ctx.ranks), None
+        return _Sum.apply(gradients[0].contiguous(), ctx.ranks) * ctx.counts, None
 
 
 def _forward(bn: _BatchNorm, ranks: Group, images: Tensor) -> Tensor:
@@ -54,14 +57,12 @@ def _forward(bn: _BatchNorm, ranks: Group, images: Tensor) -> Tensor:
     wide = images if images.dtype == torch.float64 else images.float()
     over = [0, *range(2, images.dim())]
     shape = [1, -1, *[1] * (images.dim() - 2)]
-    # A rank without samples of its own goes along with weight 0.
-    counts = float(ranks.weight > 0)
-    here = wide.new_full((1,), counts * images.numel() / images.shape[1])
-    first = _Sum.apply(torch.cat([wide.sum(over) * counts, here]), ranks)
+    here = wide.new_full((1,), images.numel() / images.shape[1])
+    first = _Sum.apply(torch.cat([wide.sum(over), here]), ranks)
     number = first[-1].detach()
     mean = first[:-1] / number
     centred = wide - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(over) * counts, ranks) / number
+    variance = _Sum.apply(centred.square().sum(over), ranks) / number
     if bn.training and bn.running_mean is not None:
         _move(bn, mean.detach(), variance.detach() * number / (number - 1))
     found = centred * (variance + bn.eps).rsqrt().view(shape)
