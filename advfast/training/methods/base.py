@@ -90,7 +90,7 @@ class Method:
     """Whether labels may be probabilities [B, K] (cutmix, mixup)."""
 
     per_rank: ClassVar[bool] = False
-    """Whether `state_dict` is another one in each process of a run, which then goes on with as many as it began with."""
+    """Whether `state_dict` is another one in each process of a run, which goes on with as many as it began with."""
 
     capturable: ClassVar[bool] = True
     """Whether a step can be a CUDA graph."""
