@@ -59,6 +59,12 @@ def train(
             help="Batch norm while crafting: eval, train or train-update. [default: eval]"
         ),
     ] = None,
+    norm_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Batch norm of the network: batch, batch-no-stats or dual-batch. [default: batch]"
+        ),
+    ] = None,
     method_option: Annotated[list[str] | None, _pairs("Setting of the method.")] = None,
     clean_prefix: Annotated[
         int | None, typer.Option(help="Epochs on clean images at the beginning.")
@@ -128,6 +134,10 @@ def train(
         str | None,
         typer.Option(help="A step as a CUDA graph: auto, required or off. [default: auto]"),
     ] = None,
+    sync_bn: Annotated[
+        bool,
+        typer.Option("--sync-bn", help="Under torchrun: batch norm by the samples of all ranks."),
+    ] = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Same bits each time, also on a GPU.")
     ] = False,
@@ -141,6 +151,13 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in --out.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, if there is one.")
+    ] = False,
+    resume_auto: Annotated[
+        bool,
+        typer.Option(
+            "--resume-auto",
+            help="As --resume; without --out in runs/, where a job that is started again finds it.",
+        ),
     ] = False,
     save_every: Annotated[
         int | None, typer.Option(help="Steps between savings. [default: after each epoch]")
@@ -184,6 +201,7 @@ def train(
         and not name.endswith("_option")
     }
     from advfast import training
+    from advfast.training import parallel
     from advfast.training.presets import PRESETS
     from advfast.training.recipes import find
 
@@ -209,17 +227,23 @@ def train(
         arguments["modifiers"] = modifiers
     if isinstance(arguments.get("augment"), str):
         arguments["augment"] = [part for part in arguments["augment"].split(",") if part]
+    if arguments.pop("resume_auto"):
+        if seeds is not None:
+            raise ValueError("--resume-auto is for one run: give --seeds with --out and --resume")
+        arguments["resume"] = "auto"
     if seeds is not None and seed is not None:
         raise ValueError("--seed and --seeds exclude each other")
     if seeds is not None:
         published = find(recipe).arguments if recipe is not None else {}
         network = arguments.pop("model", published.get("model", "small-cnn"))
-        result = training.sweep(network, data, seeds=_seeds(seeds), progress=not quiet, **arguments)
-        print(result)
-        if result.failed:
+        table = training.sweep(network, data, seeds=_seeds(seeds), progress=not quiet, **arguments)
+        print(table)
+        if table.failed:
             raise typer.Exit(1)
         return
-    print(_summary(training.train(data=data, progress=not quiet, **arguments)))
+    result = training.train(data=data, progress=not quiet, **arguments)
+    if parallel.shows():
+        print(_summary(result))
 
 
 def _parse(name: str, words: list[str] | None) -> dict[str, Any]:

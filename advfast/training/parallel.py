@@ -315,6 +315,13 @@ def several() -> bool:
     return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def shows() -> bool:
+    """Whether this process is the one of a run that shows."""
+    if not several():
+        return True
+    return (dist.get_rank() if dist.is_initialized() else int(os.environ["RANK"])) == 0
+
+
 def _join(on_gpu: bool) -> None:
     """The GPU and the group of a process that torchrun has started."""
     local, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])

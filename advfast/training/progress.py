@@ -96,6 +96,8 @@ def _settings(state: TrainState, environment: dict[str, Any], trains_on: str) ->
     machine = environment["device"]
     if machine == "cpu":
         machine += f", {environment['threads']} thread" + "s" * (environment["threads"] > 1)
+    if environment["ranks"] > 1:
+        machine = f"{environment['ranks']} ranks, {machine}"
     machine += f", {environment['precision']}"
     attack = f"{config['norm']} eps {config['eps']:.4g}"
     if trains_on == "adversarial":
