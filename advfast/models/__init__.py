@@ -1,5 +1,10 @@
 """Networks by name, each with its normalisation inside."""
 
+from .norm import NORM_LAYERS as NORM_LAYERS
+from .norm import DualBatchNorm as DualBatchNorm
+from .norm import branch as branch
+from .norm import norm_layers as norm_layers
+from .norm import use_norm_layers as use_norm_layers
 from .normalise import Normalise as Normalise
 from .normalise import Normalised as Normalised
 from .preact_resnet import PreActResNet as PreActResNet

@@ -10,6 +10,7 @@ from torch import nn
 from advfast.kernels.pgd.api import nearest
 
 from .external import LIBRARIES, from_library
+from .norm import norm_layers, use_norm_layers
 from .preact_resnet import PreActResNet
 from .resnet import resnet18, resnet50
 from .small_cnn import SmallCNN
@@ -31,11 +32,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make(name: str, **kwargs: Any) -> nn.Module:
+def make(name: str, *, norm_layers: str = "batch", **kwargs: Any) -> nn.Module:
     """A model by name, for example ``make("small-cnn", in_shape=(1, 28, 28), classes=10)``.
 
     ``"timm:NAME"`` and ``"torchvision:NAME"`` are made by that library, see `from_library`. The model remembers its
-    name and arguments (see `spec`).
+    name and arguments (see `spec`). `norm_layers` is the kind of its batch normalisation, see `use_norm_layers`.
 
     Raises:
         ValueError: unknown name, with the nearest one; or bad arguments.
@@ -53,9 +54,14 @@ def make(name: str, **kwargs: Any) -> nn.Module:
             f"{', '.join(f'{library}:NAME' for library in LIBRARIES)}{nearest(name, list(MODELS))}"
         )
     model.__dict__["_advfast_spec"] = {"name": name, "kwargs": kwargs}
+    use_norm_layers(model, norm_layers)
     return model
 
 
 def spec(model: nn.Module) -> dict[str, Any] | None:
     """{"name", "kwargs"} of a model that `make` made; None for any other."""
-    return getattr(model, "_advfast_spec", None)
+    made = getattr(model, "_advfast_spec", None)
+    kind = norm_layers(model)
+    if made is None or kind == "batch":
+        return made
+    return {**made, "kwargs": {**made["kwargs"], "norm_layers": kind}}

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from advfast.attacks.checks import check_choice
 from advfast.data import count
 from advfast.evaluation import evaluate
 from advfast.kernels.pgd.api import check_norm
+from advfast.models.norm import NORM_LAYERS
 
 from . import methods, optim, schedules, setup
 from .callbacks import Callbacks, TrainState, of_rank
@@ -50,6 +52,7 @@ def check(a: SimpleNamespace) -> None:
         threads=a.threads,
         micro_batch=a.micro_batch,
     )
+    check_choice("norm_layers", a.norm_layers, NORM_LAYERS)
     # Each checks its own when it is made; the user's may ask for the model, and are made with it.
     if methods.own_maker(a.method) is None:
         methods.make(a.method, nn.Identity(), settings(a))

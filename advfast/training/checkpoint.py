@@ -27,7 +27,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if made is not None:
         return made
     kind = type(model)
-    return {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    norm = models.norm_layers(model)
+    described = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    return described if norm == "batch" else {**described, "norm_layers": norm}
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -121,7 +123,8 @@ def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
     Args:
         checkpoint: file that `advfast.train` wrote: best.pt or last.pt, or the folder of a run (its best.pt). With
             `model`, also weights that others published, see `advfast.models.load_published`.
-        model: for a model that is not one of advfast's by name: a new one of the same architecture, which is filled.
+        model: for a model that is not one of advfast's by name: a new one of the same architecture, which is filled;
+            its batch normalisation becomes of the kind in the checkpoint (`norm_layers` of `train`).
 
     Returns:
         The model on the CPU, or `model` where it is. With averaged weights (EMA) it is those.
@@ -151,5 +154,8 @@ def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
                 "pass a new one, advfast.load(checkpoint, model)"
             )
         model = models.make(made["name"], **made["kwargs"])
+    else:
+        norm = {**made, **made.get("kwargs", {})}.get("norm_layers", "batch")
+        models.use_norm_layers(model, norm)
     fill(model, content, path)
     return model.eval()

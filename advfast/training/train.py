@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advfast import models
 from advfast.attacks.state import model_device
 from advfast.evaluation.report import versions
 
@@ -45,6 +46,7 @@ def train(
     steps: int | None = None,
     norm: str = "linf",
     bn: str = "eval",
+    norm_layers: str = "batch",
     method_options: Mapping[str, Any] | None = None,
     modifiers: Sequence[str | Modifier] = (),
     clean_prefix: int = 0,
@@ -115,6 +117,9 @@ def train(
         norm: "linf", "l2" or "l1".
         bn: batch normalisation while the attack crafts: "eval" (running statistics), "train" (batch statistics, running
             ones put back) or "train-update". The step on the weights is always in train mode.
+        norm_layers: "batch": the model's own. "batch-no-stats": its batch normalisation without running statistics.
+            "dual-batch": one for clean and one for adversarial images (AdvProp); methods with clean images in the loss
+            (TRADES, MART) use both, evaluation the adversarial one. See `advfast.models.use_norm_layers`.
         method_options: further settings of the method.
         modifiers: what goes with any method, in order: names with options, such as "awp:gamma=0.01" (see
             `advfast.training.modifiers`), or objects of your own.
@@ -202,6 +207,7 @@ def train(
         sample, classes = setup.check_model(model, device, parts)
         if weights is not None:
             checkpoint.load(weights, model)
+        models.use_norm_layers(model, norm_layers)
         ranks = ranks_of(model)
         a.precision = resolve_precision(precision, device)
         with arithmetic(deterministic, device):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from advfast.attacks import GaussianPGD
 from advfast.data import Batch
+from advfast.models import branch
 
 from .base import Method, Settings, Step
 
@@ -45,7 +46,8 @@ class MART(Method):
 
     def loss(self, images: Tensor, batch: Batch) -> Step:
         labels = batch.labels
-        log_clean = torch.log_softmax(self.logits(batch.images), 1)
+        with branch(self.model, "clean"):
+            log_clean = torch.log_softmax(self.logits(batch.images), 1)
         logits = self.logits(images)
         clean, adversarial = log_clean.exp(), torch.softmax(logits, 1)
         # Not one_hot: on a CPU it reads the labels, and would wait for them.

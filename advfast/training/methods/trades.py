@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from advfast.attacks import TPGD, losses
 from advfast.data import Batch
+from advfast.models import branch
 
 from .base import Method, Settings, Step
 
@@ -53,7 +54,8 @@ class TRADES(Method):
         return self.kl_pgd(batch.images, sample_ids=batch.indices)
 
     def loss(self, images: Tensor, batch: Batch) -> Step:
-        clean = self.logits(batch.images)
+        with branch(self.model, "clean"):
+            clean = self.logits(batch.images)
         adversarial = self.logits(images)
         target = clean.detach() if self.detach_target else clean
         distance = losses.kl(adversarial, target).mean()
