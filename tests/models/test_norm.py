@@ -6,14 +6,7 @@ from torch import nn
 
 from advfast import models
 from advfast.attacks import PGDAttack, explain
-from advfast.models import DualBatchNorm, branch, norm_layers, use_norm_layers
-from advfast.training import checkpoint, finish, train
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    # They take longer than the runs.
-    monkeypatch.setattr(finish, "_pictures", lambda *arguments: None)
+from advfast.models import branch, norm_layers, use_norm_layers
 
 
 def network(seed=0):
@@ -155,66 +148,11 @@ def test_networks_by_name(kind, name):
     assert "norm_layers" not in models.spec(models.make(name, **settings))["kwargs"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"),
-    [
-        ("dual-batch", "pgd-at"),
-        ("dual-batch", "trades"),
-        ("dual-batch", "mart"),
-        ("batch-no-stats", "pgd-at"),
-    ],
-)
-def test_trained_saved_and_loaded(tmp_path, kind, method):
-    data = batch(60)
-    settings = {
-        "test": data,
-        "method": method,
-        "eps": 0.1,
-        "steps": 1,
-        "epochs": 1,
-        "batch_size": 20,
-    }
-    model = network()
-    result = train(model, data, norm_layers=kind, out=tmp_path, progress=False, **settings)
-    loaded = checkpoint.load(tmp_path, network(1))
-    assert norm_layers(loaded) == kind
-    for name, value in result.model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value)
-    if kind == "dual-batch":
-        steps = [
-            int(getattr(model[1], name).num_batches_tracked) for name in ("clean", "adversarial")
-        ]
-        assert steps == [3 if method != "pgd-at" else 0, 3]
-    with pytest.raises(ValueError, match="norm_layers was"):
-        train(network(), data, out=tmp_path, progress=False, resume=True, **settings)
-
-
-def test_a_checkpoint_to_start_from_is_loaded_before(tmp_path):
-    data = batch(60)
-    settings = {"eps": 0.1, "steps": 1, "epochs": 1, "batch_size": 20, "progress": False}
-    train(network(), data, out=tmp_path / "plain", **settings)
-    model = network(1)
-    train(
-        model,
-        data,
-        weights=tmp_path / "plain",
-        norm_layers="dual-batch",
-        out=tmp_path / "dual",
-        lr=1e-12,
-        **settings,
-    )
-    plain = checkpoint.read(tmp_path / "plain" / "best.pt")["state"]
-    torch.testing.assert_close(model[1].clean.running_mean, plain["1.running_mean"])
-    assert isinstance(model[4], DualBatchNorm)
-
-
-def test_bad_values(tmp_path):
+def test_bad_values():
     with pytest.raises(ValueError, match="norm_layers must be one of batch, batch-no-stats"):
-        train(network(), batch(), norm_layers="layer", out=tmp_path / "run", progress=False)
+        use_norm_layers(network(), "layer")
     with pytest.raises(ValueError, match="the model has no batch normalisation"):
-        flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-        train(flat, batch(), norm_layers="dual-batch", out=tmp_path / "run", progress=False)
-    assert not (tmp_path / "run").exists()
+        use_norm_layers(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "dual-batch")
     model = network()
     use_norm_layers(model, "dual-batch")
     use_norm_layers(model, "dual-batch")
