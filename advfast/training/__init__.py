@@ -3,9 +3,13 @@
 from .catastrophic import CatastrophicOverfitting as CatastrophicOverfitting
 from .checkpoint import load as load
 from .early_stopping import EarlyStopping as EarlyStopping
+from .logger import Logger as Logger
 from .loop import NonFiniteLoss as NonFiniteLoss
+from .mlflow import MLflow as MLflow
 from .result import Selected as Selected
 from .result import TrainResult as TrainResult
 from .sweep import sweep as sweep
 from .sweep_result import SweepResult as SweepResult
+from .tensorboard import TensorBoard as TensorBoard
 from .train import train as train
+from .wandb import WandB as WandB

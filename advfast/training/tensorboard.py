@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from numbers import Real
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .callbacks import TrainState
+from .logger import Logger
 
 
-class TensorBoard:
-    """A callback of `advfast.train`: loss, accuracy, learning rate and speed while it runs; a row's numbers each epoch.
-
-    Every scalar has the step of the run as its place, so that those of steps and of epochs share one axis. A resumed
-    run goes on in the same folder; what an earlier process had written beyond the place of resumption is hidden.
+class TensorBoard(Logger):
+    """A `Logger` that writes event files. A resumed run goes on in the same folder; what an earlier process had written
+    beyond the place of resumption is hidden.
 
     Args:
         folder: for the event files; None is "tensorboard" in the folder of the run. `tensorboard --logdir runs` shows
             all runs in runs/.
-        every: steps between scalars; the loss is read from the device only there, since reading makes a GPU wait.
+        every: steps between scalars.
 
     Raises:
         ImportError: the tensorboard package is not installed.
@@ -28,11 +26,9 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | Path | None = None, every: int = 50) -> None:
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be an integer >= 1, got {every!r}")
+        super().__init__(every)
         _writer_class()  # a missing package should show before the run, not in it
         self.folder = None if folder is None else Path(folder)
-        self.every = every
         self._writer: Any = None
 
     def on_train_begin(self, state: TrainState) -> None:
@@ -44,29 +40,18 @@ class TensorBoard:
             # TensorBoard shows Markdown; four spaces make it a block of code.
             self._writer.add_text("config", "    " + text.replace("\n", "\n    "))
 
-    def on_step_end(self, state: TrainState) -> None:
-        step = state.global_step
-        if step % self.every and step != 1:
-            return
-        self._add("step/loss", state.loss.item(), step)
-        if state.batch is not None:
-            self._add("step/accuracy", state.correct.item() / len(state.batch.labels), step)
-        self._add("step/lr", state.lr, step)
-        self._add("step/images_per_second", state.images_per_second, step)
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
 
     def on_epoch_end(self, state: TrainState) -> None:
-        for name, value in state.row.items():
-            if isinstance(value, Real):
-                self._add(f"epoch/{name}", float(value), state.global_step)
+        super().on_epoch_end(state)
         self._writer.flush()
 
     def on_train_end(self, state: TrainState) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
-
-    def _add(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)
 
 
 def _writer_class() -> Callable[..., Any]:
