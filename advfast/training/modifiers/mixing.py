@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from advfast.data import Batch, randomness
 
@@ -72,7 +71,9 @@ class Mixing(Modifier):
         partner = self._keys[:count].argsort()
         labels = batch.labels
         if labels.dim() == 1:
-            labels = one_hot(labels, self._classes).float()
+            # Not one_hot, which looks at the values: a recorded step cannot.
+            classes = torch.arange(self._classes, device=labels.device)
+            labels = (labels[:, None] == classes).float()
         images, share = self.mix(batch.images, partner)
         share = share.to(labels.dtype)
         mixed = share * labels + (1 - share) * labels[partner]
