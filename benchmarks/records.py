@@ -75,7 +75,7 @@ class Row:
     contraction_gflop: float | None = None  # ntk: of the plan's contraction
     gflop_per_s: float | None = None  # ntk: both over ms_p50; of "matmul": its own
     rel_error: float | None = (
-        None  # ntk: Frobenius, against "torch_func"; alone: of the engine's check
+        None  # ntk: Frobenius, against "torch_func"; alone: of the engine's check; train: of losses, against "torch"
     )
     rounds: int | None = None  # timed calls behind the percentiles
     status: str = "ok"  # ok | skipped: reason | failed: reason | wrong: what | untimed: why
