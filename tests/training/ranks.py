@@ -2,14 +2,17 @@
 
 import os
 import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from pytest import MonkeyPatch
 from torch import nn
 
 from advfast import files
-from advfast.training import CatastrophicOverfitting, names, sweep, train
+from advfast.training import CatastrophicOverfitting, names, parallel, sweep, train
 
 
 class Double(nn.Module):
@@ -44,6 +47,7 @@ RUNS = {
     "yopo": {"method": "yopo", "bn": True, "sync_bn": True},
     "gradalign": {"method": "gradalign", "bn": True, "sync_bn": True},
     "modified": {"modifiers": ["awp"], "ema": 0.9, "bn": True, "sync_bn": True},
+    "swa": {"modifiers": ["swa:start=1"], "bn": True, "sync_bn": True},
     "dataloader": {"method": "fgsm-rs", "loader": True},
 }
 """Runs that must be those of one process."""
@@ -186,6 +190,15 @@ def main(rank, folder):
     found["sweep"] = raised(lambda: sweep(network(), data(), out=folder / "sweep"))
     found["atta"] = raised(lambda: course(folder / "atta", method="atta"))
     torch.save(found, folder / f"found{rank}.pt")
+    found["averaged"] = outcome(
+        course(folder / "averaged", bn=True, epochs=2, modifiers=["swa", "cutmix", "steps-ramp"])
+    )
+
+    # A rank that does not answer.
+    with MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "PROMPT", timedelta(seconds=2))
+        late = At(2, 1, lambda state: time.sleep(5))
+        found["late"] = raised(lambda: course(folder / "late", callbacks=[late]))
 
     # At last one dies in the middle of a step.
     die = At(6, 1, lambda state: os.kill(os.getpid(), signal.SIGKILL))

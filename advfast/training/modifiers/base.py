@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from advfast.data import Batch
 from advfast.graphs import plain_attributes
 
+from ..parallel import Ranks
+
 if TYPE_CHECKING:
     from ..loop import Batches
     from ..methods import Method
-    from ..parallel import Ranks
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class RunInfo:
         epochs: of the run.
         steps_per_epoch: optimiser steps.
         seed: of the run.
-        ranks: its processes; None for one.
+        ranks: its processes.
     """
 
     classes: int
@@ -36,7 +37,7 @@ class RunInfo:
     epochs: int
     steps_per_epoch: int
     seed: int
-    ranks: Ranks | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..parallel import Ranks
 from .base import Modifier, RunInfo
 
 if TYPE_CHECKING:
     from ..loop import Batches
-    from ..parallel import Ranks
 
 
 class SWA(Modifier):
@@ -48,7 +48,7 @@ class SWA(Modifier):
         self.average: dict[str, Tensor] = {}
         self._first = 1
         self._trained: set[str] = set()
-        self._ranks: Ranks | None = None
+        self._ranks = Ranks()
 
     def begin(self, model: nn.Module, run: RunInfo) -> None:
         share = self.start < 1
@@ -75,18 +75,19 @@ class SWA(Modifier):
         with self.evaluating(model):
             # Once each, where a method repeats batches.
             inner = getattr(batches, "inner", batches)
-            estimate_statistics(model, (batch.images for batch in inner.batches(epoch)))
+            with self._ranks.updating(model):
+                estimate_statistics(model, self._images(inner, epoch))
             for name, value in model.state_dict().items():
                 if name not in self._trained:
                     self.average[name].copy_(value)
-        if self._ranks is not None and self._ranks.world > 1:
-            found = [
-                value
-                for name, value in self.average.items()
-                if name not in self._trained and value.is_floating_point()
-            ]
-            torch._foreach_div_(found, self._ranks.world)
-            self._ranks.reduce(found)
+
+    def _images(self, batches: Batches, epoch: int) -> Iterator[Tensor]:
+        ranks = self._ranks
+        for step, batch in enumerate(batches.batches(epoch)):
+            if ranks.world > 1:
+                ranks.weight = ranks.share.weight(batches.whole(step))
+            yield batch.images
+        ranks.weight = 1 / ranks.world  # where each has statistics of its own, their mean
 
     @contextmanager
     def evaluating(self, model: nn.Module) -> Iterator[None]:
