@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from advfast.training.modifiers import RunInfo, StepInfo
 from advfast.training.step import TrainStep
 
 _ATEN = torch.ops.aten
@@ -44,17 +45,20 @@ class _Counter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted(make, batch, classes=3):
+def counted(make, batch, classes=3, modifiers=()):
     """Pass-units of the second step of a method: a product forward, to the input or to the weights counts 1 each.
 
     make: model -> method.
     """
     model = Network(batch.images[0].numel(), classes)
     method = make(model)
+    for modifier in modifiers:
+        modifier.begin(model, RunInfo(classes, len(batch.images), 1, 1, 0))
+        modifier.before_step(StepInfo(0, 1, 1, 0.1, method, 0))
     step = TrainStep(
         model,
         torch.optim.SGD(model.parameters(), lr=0.1),
-        (),
+        modifiers,
         torch.amp.GradScaler("cpu", enabled=False),
     )
     step(method, batch)

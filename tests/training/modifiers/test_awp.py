@@ -7,8 +7,10 @@ from torch.nn.functional import cross_entropy
 
 from advfast.data import Batch
 from advfast.training import checkpoint, train
+from advfast.training.methods import PGDAT, Settings
 from advfast.training.modifiers import AWP, make
 
+from ..passes import counted
 from .runs import assert_resumes, assert_same_runs, course, images, network, stepper
 
 
@@ -164,6 +166,17 @@ def test_names_and_defaults():
     assert make("awp:gamma=0").extra_passes() == 0
 
 
+def test_pass_units_by_counting_products():
+    data = Batch(*images(24), None)
+
+    def units(*modifiers):
+        settings = Settings(eps=0.1, alpha=None, steps=2, norm="linf")
+        return counted(lambda model: PGDAT(model, settings), data, modifiers=modifiers)
+
+    assert units(AWP()) - units() == AWP().extra_passes() == 3
+    assert units(AWP(0)) == units()
+
+
 @pytest.mark.parametrize(
     "word", ["awp:gamma=-1", "awp:gamma=x", "awp:gamma=.inf", "awp:warmup=-1", "awp:gamma=true"]
 )
@@ -174,8 +187,6 @@ def test_bad_values(tmp_path, word):
 
 
 def test_a_method_whose_loss_is_not_apart_is_refused(tmp_path):
-    from advfast.training.methods import PGDAT
-
     class Together(PGDAT):
         separable = False
 
