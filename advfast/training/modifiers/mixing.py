@@ -57,9 +57,11 @@ class Mixing(Modifier):
         # A method that repeats a batch gets it mixed in the same way again.
         batch = info.step // info.method.repeats
         random = randomness.generator(info.seed, batch, self.purpose)
-        drawn = [self.draw_lambda(random), *random.random(self.numbers)]
-        self._drawn.copy_(torch.tensor(drawn, dtype=torch.float64))
-        self._keys.copy_(torch.from_numpy(random.random(len(self._keys))))
+        drawn = np.array([self.draw_lambda(random), *random.random(self.numbers)])
+        for there, values in ((self._drawn, drawn), (self._keys, random.random(len(self._keys)))):
+            here = torch.from_numpy(values)
+            # From pinned memory, or the copy would wait for all steps that a GPU has still to do.
+            there.copy_(here.pin_memory() if there.is_cuda else here, non_blocking=True)
 
     def batch(self, batch: Batch) -> Batch:
         count = len(batch.images)
