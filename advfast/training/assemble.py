@@ -183,7 +183,7 @@ def make_run(
         shown.append(TensorBoard(folder / "tensorboard"))
     if a.profile and ranks.first:
         shown.append(Profiler(folder / "profile", shown=a.progress))
-    state.data, state.modifiers, state.writes = parts.train, modifiers, ranks.first
+    state.data, state.modifiers, state.ranks = parts.train, modifiers, ranks
     made = [*a.callbacks, *watching(a, own)]
     callbacks = Callbacks([*shown, *of_rank(made, ranks.rank)])
 

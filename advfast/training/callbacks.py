@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from advfast.data import Batch
 
+from .parallel import Ranks
+
 HOOKS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_train_end")
 
 
@@ -40,7 +42,7 @@ class TrainState:
         method: of the last step.
         modifiers: of the run.
         data: the training data, a Source or a DataLoader.
-        writes: whether this process is the one that writes and shows.
+        ranks: the processes of the run.
     """
 
     model: nn.Module
@@ -62,7 +64,12 @@ class TrainState:
     method: Any = None
     modifiers: Sequence[Any] = ()
     data: object = None
-    writes: bool = True
+    ranks: Ranks = field(default_factory=Ranks)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes and shows."""
+        return self.ranks.first
 
     @property
     def global_step(self) -> int:

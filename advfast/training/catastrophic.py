@@ -86,7 +86,9 @@ class CatastrophicOverfitting:
             return
         if self.fired and self.action == "stop":
             return
-        fgsm, pgd = self.measure(state.model, float(state.method.eps), state.method.settings.norm)
+        eps, norm = float(state.method.eps), state.method.settings.norm
+        # One rank's numbers decide in all: on GPUs a rounding may tell them apart.
+        fgsm, pgd = state.ranks.alone(lambda: self.measure(state.model, eps, norm))
         fires = self._fires(fgsm, pgd)
         row = {"step": state.global_step, "epoch": state.epoch, "fgsm": fgsm, "pgd": pgd}
         self.history.append(row | {"fired": int(fires)})

@@ -189,7 +189,6 @@ def main(rank, folder):
     found["model"] = raised(lambda: course(folder / "model", bn=rank == 1))
     found["sweep"] = raised(lambda: sweep(network(), data(), out=folder / "sweep"))
     found["atta"] = raised(lambda: course(folder / "atta", method="atta"))
-    torch.save(found, folder / f"found{rank}.pt")
     found["averaged"] = outcome(
         course(folder / "averaged", bn=True, epochs=2, modifiers=["swa", "cutmix", "steps-ramp"])
     )
@@ -200,6 +199,7 @@ def main(rank, folder):
         late = At(2, 1, lambda state: time.sleep(5))
         found["late"] = raised(lambda: course(folder / "late", callbacks=[late]))
 
+    torch.save(found, folder / f"found{rank}.pt")
     # At last one dies in the middle of a step.
     die = At(6, 1, lambda state: os.kill(os.getpid(), signal.SIGKILL))
     found["killed"] = raised(lambda: course(folder / "killed", epochs=3, callbacks=[die]))

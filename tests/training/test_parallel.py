@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(tmp_path, folder, tw
 
 
 def test_ranks_have_the_same_weights_and_statistics(two):
-    for name in ("local-bn", "free", "collapse", "stop"):
+    for name in ("local-bn", "free", "collapse", "stop", "averaged"):
         for key, value in two[0][name]["state"].items():
             assert torch.equal(value, two[1][name]["state"][key]), (name, key)
     assert any("running_mean" in key for key in two[0]["local-bn"]["state"])
@@ -151,6 +151,11 @@ def test_a_killed_rank_ends_the_other(folder, two):
     assert "go on with resume=True" in two[0]["killed"]
     assert "\n" not in two[0]["killed"]
     assert checkpoint.read(folder / "killed" / names.LAST)["epoch"] == 1
+
+
+def test_a_rank_that_does_not_answer_ends_the_others(two):
+    assert two[0]["late"].startswith("LostRank: rank 0 of 2: another rank has ended or does not")
+    assert "imed out" in two[0]["late"]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
