@@ -10,7 +10,8 @@ from .callbacks import TrainState
 class EarlyStopping:
     """A callback of `advfast.train`: stops after `patience` epochs in a row without a better held-out accuracy.
 
-    The best epoch is found in the history, so that a resumed run stops where an undisturbed one does.
+    The best epoch is found in the history, so that a resumed run stops where an undisturbed one does. Epochs of a clean
+    prefix do not count.
 
     Args:
         patience: epochs, 1 or more.
@@ -52,7 +53,9 @@ class EarlyStopping:
         if not state.history:
             return
         best, last = self.best(state.history), state.history[-1]
-        if last["epoch"] - best["epoch"] < self.patience or last["epoch"] >= state.epochs:
+        # Epochs that train on clean images are not expected to be robust.
+        since = max(best["epoch"], state.config.get("clean_prefix", 0))
+        if last["epoch"] - since < self.patience or last["epoch"] >= state.epochs:
             return
         state.stop = True
         if state.writes:

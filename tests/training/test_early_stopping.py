@@ -52,6 +52,12 @@ def test_by_name_it_is_robust_accuracy_and_of_standard_training_clean(tmp_path, 
     assert len(course(tmp_path / "clean", **settings).history) == 5
 
 
+def test_epochs_of_a_clean_prefix_do_not_count(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ACCURACIES", [(0.9, 0.0)] * 6)
+    result = course(tmp_path, epochs=6, steps=1, clean_prefix=3, patience=2)
+    assert len(result.history) == 5
+
+
 @pytest.mark.parametrize("stop", [4, 8])
 def test_resumed_it_stops_at_the_same_epoch(tmp_path, stop):
     course(tmp_path / "whole", epochs=6, steps=1, patience=2)
