@@ -144,22 +144,15 @@ def _has_samples(data: object, ranks: Ranks) -> bool:
     return samples * ranks.rank // ranks.world < samples * (ranks.rank + 1) // ranks.world
 
 
-def make_run(
-    a: SimpleNamespace,
-    own: methods.Method,
-    state: TrainState,
-    parts: setup.RunData,
-    loader: Batches,
-    environment: dict[str, Any],
-    interrupt: Interrupt,
-    saved: dict[str, Any] | None,
-    ranks: Ranks,
-) -> Run:
-    """A run ready to train, from the beginning or from what was saved."""
-    device, model, folder = torch.device(environment["device"]), state.model, state.folder
-    clean = methods.Standard(model, replace(settings(a), options={}))
+def begin_modifiers(
+    a: SimpleNamespace, own: methods.Method, model: nn.Module, run: RunInfo
+) -> list[Modifier]:
+    """The modifiers of a run, begun.
+
+    Raises:
+        ValueError: one does not go with the method or the run.
+    """
     modifiers = make_modifiers(a)
-    known = RunInfo(environment["classes"], a.batch_size, a.epochs, len(loader), a.seed, ranks)
     for modifier in modifiers:
         if modifier.needs_separable and not own.separable:
             raise ValueError(
@@ -170,7 +163,25 @@ def make_run(
             raise ValueError(
                 f"modifier {modifier.name!r} mixes labels, and method {a.method!r} needs classes"
             )
-        modifier.begin(model, known)
+        modifier.begin(model, run)
+    return modifiers
+
+
+def make_run(
+    a: SimpleNamespace,
+    own: methods.Method,
+    state: TrainState,
+    parts: setup.RunData,
+    loader: Batches,
+    environment: dict[str, Any],
+    interrupt: Interrupt,
+    saved: dict[str, Any] | None,
+    ranks: Ranks,
+    modifiers: list[Modifier],
+) -> Run:
+    """A run ready to train, from the beginning or from what was saved."""
+    device, model, folder = torch.device(environment["device"]), state.model, state.folder
+    clean = methods.Standard(model, replace(settings(a), options={}))
     schedule = a.schedule
     if not callable(schedule):
         schedule = schedules.make(

@@ -16,14 +16,14 @@ from advfast.attacks.state import model_device
 from advfast.evaluation.report import versions
 
 from . import checkpoint, methods, names, optim, parallel, rng, setup
-from .assemble import check, make_optimizer, make_run, settings
+from .assemble import begin_modifiers, check, make_optimizer, make_run, settings
 from .callbacks import TrainState
 from .captured import check_capture
 from .config import plain, write_config
 from .finish import finish
 from .interrupt import Interrupt
 from .loop import Batches
-from .modifiers import Modifier
+from .modifiers import Modifier, RunInfo
 from .precision import arithmetic, resolve_precision
 from .recipes import with_recipe
 from .repeated import Repeated
@@ -230,6 +230,8 @@ def train(
         )
         if own.repeats > 1:
             loader = Repeated(loader, own.repeats)
+        run_info = RunInfo(classes, batch_size, epochs, len(loader), seed, ranks)
+        going_with = begin_modifiers(a, own, model, run_info)
         made = make_optimizer(a, model)
         config = {name: plain(value) for name, value in vars(a).items() if name not in _NOT_CONFIG}
         environment = {
@@ -262,7 +264,9 @@ def train(
             ranks.alone(lambda: write_config(folder / names.CONFIG, config))
         interrupt = Interrupt()
         state = TrainState(model, made, config, folder, epochs, len(loader))
-        run = make_run(a, own, state, parts, loader, environment, interrupt, saved, ranks)
+        run = make_run(
+            a, own, state, parts, loader, environment, interrupt, saved, ranks, going_with
+        )
         with interrupt, explained(run), arithmetic(deterministic, device):
             run.train()
             return finish(run, parts, progress)

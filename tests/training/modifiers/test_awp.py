@@ -191,4 +191,5 @@ def test_a_method_whose_loss_is_not_apart_is_refused(tmp_path):
         separable = False
 
     with pytest.raises(ValueError, match="modifier 'awp' needs the loss of the same images"):
-        course(tmp_path, "awp", method=Together)
+        course(tmp_path / "run", "awp", method=Together)
+    assert not (tmp_path / "run").exists()
