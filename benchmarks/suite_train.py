@@ -9,12 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import networks
 import torch
+import training_epochs
 from records import Row, failure, package_version
 from timing import Clock, Timed, Times, ratio
 from torch import Tensor
+from training_epochs import Epochs
 from training_loops import ALPHA, EPS, Peer, peers
 
 import advfast
@@ -58,7 +61,13 @@ class Case:
         )  # fmt: skip
 
 
-def cases(device: str, *, quick: bool) -> Iterator[Case]:
+def cases(device: str, *, quick: bool) -> Iterator[Case | Epochs]:
+    if device == "cuda" and not quick:
+        for batch, epochs in ((128, 3), (512, 4)):
+            yield Epochs("resnet18-w64", (batch, 3, 32, 32), 50_000, epochs)
+        yield Epochs(
+            "resnet18-w64", (128, 3, 32, 32), 50_000, 15, method="fgsm-rs", steps=1, whole=True
+        )
     for method in ("pgd-at", "trades"):
         if quick:
             yield Case("small-cnn", (32, 1, 28, 28), 128, epochs=1, steps=2, method=method)
@@ -73,7 +82,7 @@ def cases(device: str, *, quick: bool) -> Iterator[Case]:
                 )  # fmt: skip
 
 
-def make_data(case: Case) -> Data:
+def make_data(case: Case | Epochs) -> Data:
     """Ten noisy prototypes: something that a network learns in a few steps, made in no time."""
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(10, (case.images,), generator=generator)
@@ -156,6 +165,7 @@ def together(
     method: Maker | None = None,
     seeds: bool = False,
     beside: bool = True,
+    **settings: Any,
 ) -> InStep:
     """A run of advfast.train with its peers `beside` it, all from the same weights; method: None is the case's."""
     net = networks.make(case.network, case.batch[1]).to(device)
@@ -176,7 +186,7 @@ def together(
             net, data, method=method or case.method, eps=EPS, alpha=ALPHA, steps=case.steps,
             epochs=case.epochs, val=(data[0][:64], data[1][:64]), batch_size=case.batch[0], lr=LR,
             seed=0, out=folder, precision=case.precision, overwrite=True, progress=False,
-            callbacks=[run],
+            callbacks=[run], **settings,
         )  # fmt: skip
     return run
 
@@ -209,12 +219,14 @@ def check(case: Case, data: Data, device: str, clock: Clock) -> tuple[dict[str, 
     """Relative differences of the losses of a few steps from equal starts, against those of "torch"."""
     few = CHECKED * case.batch[0]
     case, data = replace(case, epochs=1), (data[0][:few], data[1][:few])
+    # The trainer's layout and optimiser round differently too.
+    plain = {"channels_last": False, "optimizer_options": {"fused": False}}
     exact, folded = (
         together(
             case, data, device, clock, method=drawing_as_torchattacks(case.method, fold=fold),
-            seeds=True, beside=not fold,
+            seeds=True, beside=not fold, **settings,
         )
-        for fold in (False, True)
+        for fold, settings in ((False, plain), (True, {}))
     )  # fmt: skip
     losses = {**exact.losses, "advfast_exact": exact.losses["advfast"], **folded.losses}
     wanted = losses["torch"]
@@ -226,9 +238,11 @@ def check(case: Case, data: Data, device: str, clock: Clock) -> tuple[dict[str, 
     return apart, exact
 
 
-def measure(case: Case, device: str, *, quick: bool, clock: Clock) -> list[Row]:
+def measure(case: Case | Epochs, device: str, *, quick: bool, clock: Clock) -> list[Row]:
     """First a few steps from equal starts, whose losses must agree; then the times, of steps as they come."""
     data = make_data(case)
+    if isinstance(case, Epochs):
+        return training_epochs.measure(case, data, device, clock)
     apart, checked = check(case, data, device, clock)
     run = together(case, data, device, clock)
     failed = {**run.failed, **checked.failed}
@@ -259,5 +273,5 @@ def _timed(row: Row, times: dict[str, Times]) -> Row:
     )  # fmt: skip
 
 
-def skipped(case: Case, reason: str) -> Row:
+def skipped(case: Case | Epochs, reason: str) -> Row:
     return case.row("all", f"skipped: {reason}")
