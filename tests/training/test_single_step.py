@@ -42,7 +42,7 @@ ALPHA = {"fgsm": EPS, "fgsm-rs": 1.25 * EPS, "n-fgsm": EPS}
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("alpha", [None, 0.04])
+@pytest.mark.parametrize("alpha", [None, 0.04, 0.15])
 def test_a_step_is_that_of_the_paper(name, alpha):
     model, batch = network(), batch_of()
     plain = copy.deepcopy(model)
@@ -120,11 +120,12 @@ def test_one_step_whatever_is_given(tmp_path, tiny, name):
     model, batch = network(), batch_of()
     method = made(name, model, batch, steps=7)
     assert method.steps == 1
-    method.strength(0.05, 0.02, 7)
+    # From now on smaller, and a step that is larger than the ball.
+    method.strength(0.02, 0.05, 7)
     assert (method.steps, method.fgsm.steps) == (1, 1)
     crafted = method.craft(batch)
-    reach = 0.05 if name != "n-fgsm" else 2 * 0.05 + 0.02
-    assert 0.7 * 0.02 < (crafted - batch.images).abs().max() <= reach + 1e-12
+    reach = 0.02 if name != "n-fgsm" else 2 * 0.02 + 0.05
+    assert 0.9 * reach < (crafted - batch.images).abs().max() <= reach + 1e-12
     assert run(tmp_path, tiny, name, epochs=1, steps=7).config["steps"] == 1
 
 

@@ -186,6 +186,15 @@ def test_a_network_without_a_first_layer_is_refused(tmp_path, tiny):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_frozen_first_layer_is_refused():
+    model = network()
+    model[0].requires_grad_(False)
+    with pytest.raises(
+        ValueError, match="needs a first layer that is trained, the Conv2d is frozen"
+    ):
+        made("yopo", model, batch_of())
+
+
 def test_defaults_and_options():
     method = methods.make("yopo", network(), settings(steps=9))
     assert (method.m, method.n, method.alpha, method.steps) == (5, 3, EPS / 4, 1)

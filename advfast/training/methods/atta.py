@@ -30,7 +30,8 @@ class ATTA(Method):
     from 0.001 N(0, 1), as in the authors' code. `steps` PGD steps an epoch follow, from the stored point put into ball
     and box. steps None is 1; alpha None is eps/4.
 
-    The perturbations are float32, 4 C (H + 2 pad) (W + 2 pad) bytes a sample on the device and in last.pt: 0.96 GB for
+    Of a sample that comes twice in a batch (extra data are drawn with replacement) one of the two is kept. The
+    perturbations are float32, 4 C (H + 2 pad) (W + 2 pad) bytes a sample on the device and in last.pt: 0.96 GB for
     the 50,000 images of CIFAR-10 with a crop padded by 4. Options:
 
     * reset_every: 10 epochs, as published.

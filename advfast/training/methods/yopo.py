@@ -39,7 +39,7 @@ class YOPO(Method):
 
     Raises:
         ValueError: an option out of range; `micro_batch`, which is for methods that craft first and learn then; or, at
-            the beginning of a run, a network in which no module with a weight matrix is called.
+            the beginning of a run, a network in which no module with a weight matrix is called, or the first is frozen.
     """
 
     options: ClassVar[tuple[str, ...]] = ("m", "n", "hamiltonian")
@@ -64,6 +64,10 @@ class YOPO(Method):
 
     def begin(self, batches: Batches, images: Tensor) -> None:
         self.layer = first_layer(self.model, images)
+        if not any(parameter.requires_grad for parameter in self.layer.parameters()):
+            raise ValueError(
+                f"yopo needs a first layer that is trained, the {type(self.layer).__name__} is frozen"
+            )
 
     def craft(self, batch: Batch) -> Tensor:
         return random_start(
