@@ -13,7 +13,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -105,7 +105,12 @@ class Ranks:
 
     @contextmanager
     def updating(self, model: nn.Module) -> Iterator[None]:
-        """Collective: around the step on the weights; afterwards floating-point buffers are the same in all ranks."""
+        """Collective: around gradient and optimiser's step, where layers may look at all ranks' samples."""
+        yield
+
+    @contextmanager
+    def step(self, model: nn.Module) -> Iterator[None]:
+        """Collective: around crafting and update; afterwards floating-point buffers are the same in all ranks."""
         yield
 
 
@@ -163,8 +168,8 @@ class Group(Ranks):
             for bucket, flat, work in waiting:
                 work.wait()
                 parts = flat.split([tensor.numel() for tensor in bucket])
-                for tensor, part in zip(bucket, parts, strict=True):
-                    tensor.copy_(part.view(tensor.shape))
+                shaped = [part.view(of.shape) for part, of in zip(parts, bucket, strict=True)]
+                torch._foreach_copy_(bucket, shaped)
 
     def agree(self, values: list[int]) -> list[int]:
         sent = torch.tensor(values, dtype=torch.int64)
@@ -255,13 +260,14 @@ class Group(Ranks):
     def updating(self, model: nn.Module) -> Iterator[None]:
         from .sync_bn import synced
 
+        with synced(model, self) if self.sync_bn else nullcontext():
+            yield
+
+    @contextmanager
+    def step(self, model: nn.Module) -> Iterator[None]:
         buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         before = [buffer.detach().clone() for buffer in buffers]
-        if self.sync_bn:
-            with synced(model, self):
-                yield
-        else:
-            yield
+        yield
         if buffers:
             with torch.no_grad():
                 # Changes are averaged, not values: a constant stays the same bits.

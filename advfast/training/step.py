@@ -65,14 +65,15 @@ class TrainStep:
         self.start()
         for modifier in self.modifiers:
             batch = modifier.batch(batch)
-        with nvtx_range("advfast.craft"):
-            images = method.craft(batch)
-        with nvtx_range("advfast.update"), ExitStack() as stack:
-            stack.enter_context(self.ranks.updating(self.model))
-            update = Update(self.model, lambda: self._gradients(method, images, batch))
-            for modifier in self.modifiers:
-                stack.enter_context(modifier.updating(update))
-            outcome = self._update(method, images, batch)
+        with self.ranks.step(self.model):
+            with nvtx_range("advfast.craft"):
+                images = method.craft(batch)
+            with nvtx_range("advfast.update"), ExitStack() as stack:
+                stack.enter_context(self.ranks.updating(self.model))
+                update = Update(self.model, lambda: self._gradients(method, images, batch))
+                for modifier in self.modifiers:
+                    stack.enter_context(modifier.updating(update))
+                outcome = self._update(method, images, batch)
         for modifier in self.modifiers:
             modifier.after_step(self.model)
         return outcome

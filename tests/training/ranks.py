@@ -56,7 +56,7 @@ KEPT = {"bn": True, "ema": 0.9, "sync_bn": True, "augment": ["flip"]}
 """A run that is stopped and goes on with another number of ranks."""
 
 
-def course(folder, bn=False, loader=False, **changes):
+def course(folder, bn=False, loader=False, crafting="eval", **changes):
     settings = {
         "eps": 0.1,
         "steps": 2,
@@ -65,12 +65,12 @@ def course(folder, bn=False, loader=False, **changes):
         "lr": 0.1,
         "schedule": "constant",
     }
-    given, more = data(), {}
+    given, more = data(), {"bn": crafting}
     if loader:
         given = torch.utils.data.DataLoader(
             torch.utils.data.TensorDataset(*given), batch_size=16, shuffle=True
         )
-        more = {"val": data()}
+        more["val"] = data()
     return train(
         network(bn), given, out=folder, progress=False, seed=4, **settings | more | changes
     )  # fmt: skip
@@ -170,7 +170,9 @@ def main(rank, folder):
     found["complete"] = outcome(course(folder / "one", **KEPT, resume=True))
 
     # Without sync_bn, running statistics are the same in all ranks all the same.
-    found["local-bn"] = outcome(course(folder / "local", bn=True, epochs=2))
+    found["local-bn"] = outcome(
+        course(folder / "local", bn=True, crafting="train-update", epochs=2)
+    )
     found["free"] = outcome(course(folder / "free", method="free", method_options={"m": 2}))
     counts = Counts()
     found["stop"] = outcome(course(folder / "stop", epochs=3, callbacks=[Stop(), counts]))

@@ -50,7 +50,7 @@ def two(folder):
         for rank in (0, 1)
     ]  # fmt: skip
     try:
-        errors = [process.communicate(timeout=120)[1] for process in running]
+        errors = [process.communicate(timeout=250)[1] for process in running]
     finally:
         for process in running:
             process.kill()
