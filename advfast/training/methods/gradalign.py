@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ..loop import Batches
 
 POINTS = ("clean", "adversarial")
+FITTED_TO = 16
+"""The largest radius, in 1/255, that the published weights are of."""
 
 
 class GradAlign(Method):
@@ -28,7 +30,7 @@ class GradAlign(Method):
     backpropagation, and samples with a gradient of zero have no part in the mean. All passes of the loss are in train
     mode. Options:
 
-    * lam: None is the published exp(eps 255 ln(10) / 8 + ln 0.02) of linf: 0.2 at 8/255, 2 at 16/255;
+    * lam: None is the published exp(eps 255 ln(10) / 8 + ln 0.02) of linf: 0.2 at 8/255, 2 from 16/255 on;
     * at: where the first gradient is taken, "clean" as published, or "adversarial": at x', in the pass of the loss.
 
     Raises:
@@ -91,8 +93,11 @@ class GradAlign(Method):
 
 
 def published(eps: float) -> float:
-    """lam of a radius in pixel units (the authors' formula, fitted to their best values)."""
-    return 0.02 * math.exp(eps * 255 * math.log(10) / 8)
+    """lam of a radius in pixel units: the authors' formula, fitted to their best values at 1/255 .. 16/255.
+
+    Above that it is held: exponential as it is, it would ask for 1206 at 0.15, and training diverges.
+    """
+    return 0.02 * math.exp(min(eps * 255, FITTED_TO) * math.log(10) / 8)
 
 
 def misalignment(first: Tensor, second: Tensor) -> Tensor:
