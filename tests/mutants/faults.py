@@ -63,6 +63,9 @@ ART_ATTACKS = "advfast/compat/art/attacks/evasion.py"
 TRADES = "advfast/compat/research/trades.py"
 PERTURB = "advfast/compat/research/perturb.py"
 LOOP = "advfast/training/loop.py"
+STEP = "advfast/training/step.py"
+WATCH = "advfast/training/watch.py"
+RESUME = "advfast/training/resume.py"
 RUN = "advfast/training/run.py"
 TRAIN = "advfast/training/train.py"
 FINISH = "advfast/training/finish.py"
@@ -388,18 +391,18 @@ FAULTS = [
     fault("conv", "not taken away", FIRST, 'attributes.pop("_conv_forward", None)', "pass"),
     fault("conv", "used with fold=False", PLAIN, "fast_first_layer(model, example) if fold else nullcontext()", "fast_first_layer(model, example)"),
     # --- training
-    fault("train", "trains on clean images", PGDAT, "return self.attack(batch.images, batch.labels)", "return batch.images"),
+    fault("train", "trains on clean images", PGDAT, "return self.pgd(batch.images, batch.labels, sample_ids=batch.indices)", "return batch.images"),
     fault("train", "no label smoothing", METHOD, "label_smoothing=self.settings.label_smoothing", "label_smoothing=0.0"),
     fault("train", "no autocast", METHOD, "return nullcontext() if dtype is None else torch.autocast(device.type, dtype)", "return nullcontext()"),
-    fault("train", "gradients add up", LOOP, "optimizer.zero_grad(set_to_none=True)", "pass"),
-    fault("train", "no clipping", LOOP, "torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)", "pass"),
+    fault("train", "gradients add up", STEP, "self.optimizer.zero_grad(set_to_none=True)", "pass"),
+    fault("train", "no clipping", STEP, "torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)", "pass"),
     fault("train", "rate not set", LOOP, 'group["lr"] = state.lr * group.get("lr_scale", 1.0)', "pass"),
     fault("train", "rate by epoch", LOOP, "state.lr = self.schedule(state.global_step)", "state.lr = self.schedule((self.epoch - 1) * state.steps_per_epoch)"),
-    fault("train", "non-finite loss passes", LOOP, "if not math.isfinite(value):", "if False:"),
-    fault("train", "non-finite weights pass", LOOP, "        self._check_weights()\n        return", "        return"),
-    fault("train", "modifier not told of the batch", LOOP, "batch = modifier.batch(batch)", "pass"),
-    fault("train", "history row counts last batch alone", LOOP, "self._seen += len(batch.labels)", "self._seen = len(batch.labels)"),
-    fault("train", "sums of the epoch not restored", LOOP, "        self._reset(saved)\n        self._show()", "        self._reset(None)\n        self._show()"),
+    fault("train", "non-finite loss passes", WATCH, "if not math.isfinite(loss):", "if False:"),
+    fault("train", "non-finite weights pass", LOOP, "        self._check_weights()\n", ""),
+    fault("train", "modifier not told of the batch", STEP, "batch = modifier.batch(batch)", "pass"),
+    fault("train", "history row counts last batch alone", LOOP, "self._seen += count", "self._seen = count"),
+    fault("train", "sums of the epoch not restored", LOOP, "        self._reset(saved)\n        if", "        self._reset(None)\n        if"),
     fault("train", "resumes at the epoch's beginning", LOOP, 'self.epoch, self.step = int(saved["epoch"]), int(saved["step"])', 'self.epoch, self.step = int(saved["epoch"]), 0'),
     fault("train", "optimiser not restored", RUN, 'self.state.optimizer.load_state_dict(run["optimizer"])', "pass"),
     fault("train", "random states not restored", RUN, '        rng.set_state(run["rng"])', "        pass"),
@@ -408,13 +411,13 @@ FAULTS = [
     fault("train", "best.pt before last.pt lost", RUN, "            self.best_state = content[\"state\"]\n            self.save_best()", "            self.best_state = content[\"state\"]"),
     fault("train", "best is the last", RUN, "if not self.best or self._rank(row) > self._rank(self.best):", "if True:"),
     fault("train", "best by clean accuracy", RUN, 'return pair if self.method.trains_on == "adversarial" else pair[::-1]', "return pair[::-1]"),
-    fault("train", "raw weights evaluated", RUN, "with evaluating(self.model, self.modifiers), self.loop.interrupt.at_once():", "with self.loop.interrupt.at_once():"),
+    fault("train", "raw weights evaluated", RUN, "with evaluating(self.model, self.modifiers), at_once:", "with at_once:"),
     fault("train", "NumPy state forgotten", RNG, "np.random.set_state((kind, key.numpy().astype(np.uint32), position, has_gauss, gauss))", "pass"),
-    fault("train", "average decays too slowly", EMA, "weight = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))", "weight = 1 - self.decay"),
-    fault("train", "buffers not averaged", EMA, "if value.is_floating_point():", 'if value.is_floating_point() and "running" not in name:'),
+    fault("train", "average decays too slowly", EMA, "1 - min(self.decay, (1 + step) / (10 + step))", "1 - self.decay"),
+    fault("train", "buffers not averaged", EMA, "if not value.is_floating_point()", 'if "running" in name or not value.is_floating_point()'),
     fault("train", "own weights not put back", EMA, "            model.load_state_dict(own)", "            pass"),
     fault("train", "decay a step late", SCHEDULES, "step >= share * total - 1e-6", "step > share * total"),
-    fault("train", "other data accepted", TRAIN, '(("fingerprint", "training data"), ("model", "model"))', '(("model", "model"),)'),
+    fault("train", "other data accepted", RESUME, '(("fingerprint", "training data"), ("model", "model"))', '(("model", "model"),)'),
     fault("train", "test set chooses", SETUP, "val_source = own_val if val is None else _part(val, \"val\")", "val_source = test_source or own_val or _part(val, \"val\")"),
     fault("train", "held-out images stay in training", SETUP, "source.subset(kept), source.subset(held_out)", "source, source.subset(held_out)"),
     fault("train", "last weights tested as the best", FINISH, "test_best = test(run.best_state)", "test_best = test(run.last_state)"),
