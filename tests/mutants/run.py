@@ -22,10 +22,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.mutants import faults, faults_fast, faults_ntk, faults_ranks  # noqa: E402
+from tests.mutants import faults, faults_fast, faults_modifiers, faults_ntk, faults_ranks  # noqa: E402
 from tests.mutants.faults import Fault  # noqa: E402
 
-FAULTS = [*faults.FAULTS, *faults_fast.FAULTS, *faults_ntk.FAULTS, *faults_ranks.FAULTS]
+FAULTS = [*faults.FAULTS, *faults_fast.FAULTS, *faults_modifiers.FAULTS, *faults_ntk.FAULTS, *faults_ranks.FAULTS]
 
 
 def _under(folder: str, *names: str) -> list[str]:
@@ -69,6 +69,12 @@ TESTS = {
         "resume",
     ),
     "fast": _under("training", "single_step", "free", "yopo", "atta", "fast_resume"),
+    "modifiers": [
+        *_under("training", "catastrophic", "early_stopping", "norm_layers"),
+        "tests/training/modifiers",
+        "tests/data/test_mixed.py",
+        "tests/models/test_norm.py",
+    ],
     "ranks": [
         "tests/training/test_sync_bn.py",
         "tests/evaluation/test_shard.py",
