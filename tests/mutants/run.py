@@ -25,7 +25,13 @@ sys.path.insert(0, str(ROOT))
 from tests.mutants import faults, faults_fast, faults_modifiers, faults_ntk, faults_ranks  # noqa: E402
 from tests.mutants.faults import Fault  # noqa: E402
 
-FAULTS = [*faults.FAULTS, *faults_fast.FAULTS, *faults_modifiers.FAULTS, *faults_ntk.FAULTS, *faults_ranks.FAULTS]
+FAULTS = [
+    *faults.FAULTS,
+    *faults_fast.FAULTS,
+    *faults_modifiers.FAULTS,
+    *faults_ntk.FAULTS,
+    *faults_ranks.FAULTS,
+]
 
 
 def _under(folder: str, *names: str) -> list[str]:
