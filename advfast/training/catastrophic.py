@@ -25,8 +25,8 @@ class CatastrophicOverfitting:
 
     At a check the same training images, unchanged, are attacked with the model in eval mode: FGSM (zero start, one step
     of eps) and PGD-10 (steps of eps/4). It fires when PGD accuracy has fallen by more than `drop` since the check
-    before while FGSM accuracy has not fallen (by more than a quarter of that), or when FGSM accuracy is higher by more than `gap`. eps and norm are those of
-    the training method at that step; epochs that train on clean images are not looked at.
+    before while FGSM accuracy has not fallen (by more than drop/4), or when FGSM accuracy is higher by more than `gap`.
+    eps and norm are those of the training method at that step; epochs that train on clean images are not looked at.
 
     Args:
         every: steps between checks, 1 or more; None checks after each epoch. The last step of an epoch, before
