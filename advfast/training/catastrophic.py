@@ -75,6 +75,9 @@ class CatastrophicOverfitting:
 
     def on_train_begin(self, state: TrainState) -> None:
         self._images, self._labels = self._probe(state)
+        if not state.global_step:
+            # Of a run before this one, where an object is used again.
+            self.history, self.fired, self._good = [], False, {}
         if self.fired and self.action == "stop":
             state.stop = True
 

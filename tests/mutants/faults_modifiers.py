@@ -34,7 +34,7 @@ FAULTS = [
     fault("modifiers", "cutmix: lambda before the clipping", CUTMIX, "left = 1 - box.sum() / (height * width)", "left = self._drawn[0].clone()"),
     fault("modifiers", "eps-warmup: never full", RAMPS, "share = min(1.0, (info.step + 1)", "share = min(0.99, (info.step + 1)"),
     fault("modifiers", "ramps: what is full is what it was last", RAMPS, "known = self._full.setdefault(", "known = (lambda key, value: value)("),
-    fault("modifiers", "collapse: also where FGSM falls", COLLAPSE, "and before[\"fgsm\"] - fgsm <= self.drop", ""),
+    fault("modifiers", "collapse: also where FGSM falls", COLLAPSE, " and before[\"fgsm\"] - fgsm <= self.drop / 4", ""),
     fault("modifiers", "collapse: weights stay", COLLAPSE, "state.model.load_state_dict(self._good[\"weights\"])", "pass"),
     fault("modifiers", "collapse: averages stay", COLLAPSE, "                    modifier.load_state_dict(saved)", "                    pass"),
     fault("modifiers", "collapse: forgets on resume", COLLAPSE, "        self._good = state[\"good\"]", "        pass"),

@@ -190,6 +190,13 @@ def test_resumed_anywhere(tmp_path, stop):
     assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
 
 
+def test_the_same_object_in_another_run_begins_anew(tmp_path):
+    watch = Scripted([BAD])
+    for name in ("one", "other"):
+        course(tmp_path / name, callbacks=[watch], steps=1)
+        assert watch.history == [{"step": 3, "epoch": 1, "fgsm": 0.9, "pgd": 0.1, "fired": 1}]
+
+
 def test_clean_epochs_are_not_looked_at(tmp_path):
     watch = Scripted([GOOD, GOOD])
     course(tmp_path, callbacks=[watch], clean_prefix=2, steps=1)
