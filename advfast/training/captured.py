@@ -157,7 +157,8 @@ class CapturedStep(TrainStep):
                 f"capture='required', but a training step cannot be captured: {reason}"
             ) from cause
         if not self.note:
-            print(f"training steps run without CUDA graphs: {reason}", file=sys.stderr)
+            if self.ranks.first:
+                print(f"training steps run without CUDA graphs: {reason}", file=sys.stderr)
             self.note = reason
 
     def _moving(self, method: Method, batch: Batch | Plan) -> dict[str, Tensor | float]:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from advfast.kernels.pgd.api import nearest
 
+from . import parallel
+
 _POSITIONAL = ("model", "data")
 _RESULT = TypeVar("_RESULT")
 
@@ -281,7 +283,7 @@ def with_recipe(train: Callable[..., _RESULT]) -> Callable[..., _RESULT]:
             return train(*args, **given)
         recipe = find(name)
         named = dict(zip(_POSITIONAL, args, strict=False)) | given
-        if given.get("progress", True):
+        if given.get("progress", True) and parallel.shows():
             print(told(name, recipe, named), file=sys.stderr)
         return train(**recipe.arguments | named)
 
