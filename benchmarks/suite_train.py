@@ -224,7 +224,7 @@ def check(case: Case, data: Data, device: str, clock: Clock) -> tuple[dict[str, 
     exact, folded = (
         together(
             case, data, device, clock, method=drawing_as_torchattacks(case.method, fold=fold),
-            seeds=True, beside=not fold, **settings,
+            seeds=True, beside=not fold, capture="off", **settings,
         )
         for fold, settings in ((False, plain), (True, {}))
     )  # fmt: skip
