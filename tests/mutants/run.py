@@ -22,15 +22,25 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.mutants import faults, faults_fast, faults_modifiers, faults_ntk, faults_ranks  # noqa: E402
+from tests.mutants import (  # noqa: E402
+    faults,
+    faults_captured,
+    faults_fast,
+    faults_modifiers,
+    faults_ntk,
+    faults_ranks,
+    faults_regularised,
+)
 from tests.mutants.faults import Fault  # noqa: E402
 
 FAULTS = [
     *faults.FAULTS,
+    *faults_captured.FAULTS,
     *faults_fast.FAULTS,
     *faults_modifiers.FAULTS,
     *faults_ntk.FAULTS,
     *faults_ranks.FAULTS,
+    *faults_regularised.FAULTS,
 ]
 
 
@@ -74,6 +84,7 @@ TESTS = {
         "train",
         "resume",
     ),
+    "captured": [*_under("training", "captured", "watch"), "tests/data/test_loader.py"],
     "fast": _under("training", "single_step", "free", "yopo", "atta", "fast_resume"),
     "modifiers": [
         *_under("training", "catastrophic", "early_stopping", "norm_layers"),
@@ -85,6 +96,10 @@ TESTS = {
         "tests/training/test_sync_bn.py",
         "tests/evaluation/test_shard.py",
         "tests/training/test_parallel.py",
+    ],
+    "regularised": [
+        *_under("training", "regularised", "regularised_runs"),
+        "tests/attacks/test_presets.py",
     ],
     "evaluate": ["tests/evaluation"],
     "data": ["tests/data"],
