@@ -8,6 +8,7 @@ from torch import nn
 from advfast import PGDAttack
 from advfast.data import Loader, as_source
 from advfast.training import checkpoint, train
+from advfast.training.methods import Standard
 from advfast.training.schedules import one_cycle
 
 
@@ -63,3 +64,35 @@ def test_training_is_the_plain_loop(tmp_path, tiny, method):
     assert step == total
     last = checkpoint.read(tmp_path / "last.pt")["state"]
     assert all(torch.equal(last[name], value) for name, value in plain.state_dict().items())
+
+
+def test_a_gradient_in_another_memory_format_is_put_right(tmp_path, tiny):
+    # torch's fused optimisers read gradients in the order of memory.
+    class Own(Standard):
+        def update(self, images, batch, backward):
+            step = self.loss(images, batch)
+            parameters = list(self.model.parameters())
+            gradients = torch.autograd.grad(step.loss, parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.contiguous()
+            return step
+
+    found = []
+    for method in ("standard", Own):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3)
+        )
+        folder = tmp_path / str(len(found))
+        train(
+            model,
+            tiny,
+            val=tiny,
+            method=method,
+            epochs=1,
+            channels_last=True,
+            out=folder,
+            progress=False,
+        )
+        found.append(checkpoint.read(folder / "last.pt")["state"])
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
