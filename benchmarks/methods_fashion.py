@@ -37,6 +37,7 @@ from torch import nn
 
 import advfast
 from advfast.data import TensorSource, pixel_statistics, stratified_split
+from advfast.evaluation import EvalReport
 from advfast.training import TrainResult
 from advfast.training.methods import METHODS, Settings, make
 
@@ -141,18 +142,12 @@ def measure(task: Task, have: set[tuple[str, ...]]) -> Iterator[list[Row]]:
             shared = environment("cpu")
             with tempfile.TemporaryDirectory() as folder:
                 result = run(task, method, seed, splits, folder)
-                rows = []
+                rows, reports = [], {}
                 for which, selected in (("best", result.best), ("last", result.last)):
-                    model = advfast.load(selected.checkpoint)
-                    report = advfast.evaluate(
-                        model, test, attacks={
-                            "clean": "clean", "pgd-20": "pgd-20",
-                            "strong": advfast.PGDAttack(
-                                model, eps=EPS, alpha=EPS / 4, steps=task.steps,
-                                restarts=task.restarts, seed=0, early_stop=True,
-                            ),
-                        }, eps=EPS, seed=0, progress=False,
-                    )  # fmt: skip
+                    if selected.epoch not in reports:
+                        model = advfast.load(selected.checkpoint)
+                        reports[selected.epoch] = tested(task, model, test)
+                    report = reports[selected.epoch]
                     rows.append(
                         Row(
                             shared.date, shared.commit, shared.machine, shared.threads, shared.load or 0.0,
@@ -161,10 +156,18 @@ def measure(task: Task, have: set[tuple[str, ...]]) -> Iterator[list[Row]]:
                             report["clean"].value, report["pgd-20"].value, report["strong"].value,
                             task.tested, sum(row["seconds"] for row in result.history),
                             statistics.median(row["images_per_second"] for row in result.history),
-                            pass_units(method, model),
+                            pass_units(method, result.model),
                         )
                     )  # fmt: skip
             yield rows
+
+
+def tested(task: Task, model: nn.Module, test: TensorSource) -> EvalReport:
+    strong = advfast.PGDAttack(
+        model, eps=EPS, alpha=EPS / 4, steps=task.steps, restarts=task.restarts, seed=0, early_stop=True
+    )  # fmt: skip
+    attacks = {"clean": "clean", "pgd-20": "pgd-20", "strong": strong}
+    return advfast.evaluate(model, test, attacks=attacks, eps=EPS, seed=0, progress=False)
 
 
 def read(path: Path) -> list[dict[str, str]]:
