@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -126,6 +127,22 @@ def full_disk(folder, rank):
         files.os.fsync = write
 
 
+def validated(folder):
+    """Samples that this rank has evaluated."""
+    module, totals = sys.modules["advfast.training.assemble"], []
+    evaluate = module.evaluate
+
+    def spy(*args, **settings):
+        report = evaluate(*args, **settings)
+        totals.append(report["clean"].total)
+        return report
+
+    with MonkeyPatch.context() as patch:
+        patch.setattr(module, "evaluate", spy)
+        course(folder, method="standard")
+    return totals
+
+
 class Stop:
     """On the first rank alone."""
 
@@ -168,6 +185,8 @@ def main(rank, folder):
     found["sigterm"] = raised(lambda: course(folder / "stopped", **KEPT, callbacks=[stop]))
     found["resumed"] = outcome(course(folder / "one", **KEPT, resume=True))
     found["complete"] = outcome(course(folder / "one", **KEPT, resume=True))
+
+    found["validated"] = validated(folder / "validated")
 
     # Without sync_bn, running statistics are the same in all ranks all the same.
     found["local-bn"] = outcome(

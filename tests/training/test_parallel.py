@@ -99,6 +99,10 @@ def test_ranks_have_the_same_weights_and_statistics(two):
     assert any("running_mean" in key for key in two[0]["local-bn"]["state"])
 
 
+def test_validation_is_split(two):
+    assert [found["validated"] for found in two] == [[4], [5]]  # of 9
+
+
 def test_free_goes_on_with_as_many_ranks_as_before(folder, two):
     saved = checkpoint.read(folder / "free" / names.LAST)["run"]["method_of_ranks"]
     assert not torch.equal(saved[0]["delta"], saved[1]["delta"])
