@@ -7,9 +7,8 @@
 linf, eps 0.1, batches of 128, SGD with momentum 0.9 and weight decay 5e-4, one learning-rate cycle; 2,000 training
 images are held out and choose the best epoch (PGD-10), the test set does not. Tested are the best and the last epoch on
 the first 1,000 test images (resnet18: 500): clean, PGD-20, and PGD-50 with 10 restarts (alpha = eps/4), each sample by
-its worst restart. Every method has the same number of epochs, except free, whose epochs are divided by its repeats, rounded up.
-Rows go to results/methods_fashion_cpu.csv as they come; rows that the file has are not
-measured again.
+its worst restart. Every method has the same number of epochs, except free, whose epochs are divided by its repeats,
+rounded up. Rows go to results/methods_fashion_cpu.csv as they come; rows that the file has are not measured again.
 
 Expected, written down before the first run (2026-11-30):
  * PGD-50-10 of pgd-at and trades is above that of fgsm-rs, mean over the seeds, last epoch;
