@@ -87,7 +87,7 @@ class Row:
     fgsm: float
     pgd50: float
     tested: int
-    fired: str  # epoch of the detector's first alarm, or empty
+    fired: str  # "epoch N" of the detector's first alarm, or "silent"
     seconds: float
 
 
@@ -162,9 +162,9 @@ def measure(case: Case, jobs: int) -> Row:
     alarms = [str(row["epoch"]) for row in detector.history if row["fired"]]
     return Row(
         shared.date, shared.commit, shared.machine, jobs, shared.load or 0.0, shared.torch, case.method,
-        ";".join(f"{k}={v}" for k, v in case.options), case.beta, EPS, case.seed, case.epochs,
+        ";".join(f"{k}={v}" for k, v in case.options) or "-", case.beta, EPS, case.seed, case.epochs,
         found["clean"], found["fgsm"], found["pgd50"], len(parts["test"][1]),
-        alarms[0] if alarms else "", seconds,
+        f"epoch {alarms[0]}" if alarms else "silent", seconds,
     )  # fmt: skip
 
 
@@ -214,8 +214,8 @@ def expectations(rows: list[Row]) -> list[tuple[str, bool]]:
     ):  # fmt: skip
         found = of(method, beta)
         if found:
-            heard = ", ".join(f"epoch {row.fired}" if row.fired else "silent" for row in found)
-            held = all(bool(row.fired) == wanted for row in found)
+            heard = ", ".join(row.fired for row in found)
+            held = all((row.fired != "silent") == wanted for row in found)
             does = "fires" if wanted else "is silent"
             said.append((f"detector {does}: {method}, beta {beta:g}: {heard}", held))
     return said
@@ -227,10 +227,9 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row.method, row.beta, row.seed)):
-        fired = f"epoch {row.fired}" if row.fired else "silent"
         accuracies = " | ".join(f"{100 * a:.1f}" for a in (row.clean, row.fgsm, row.pgd50))
         lines.append(
-            f"| `{row.method}` {row.options} | {row.beta:g} | {row.seed} | {accuracies} | {fired} | {row.seconds:.0f} |"
+            f"| `{row.method}` {row.options.strip("-")} | {row.beta:g} | {row.seed} | {accuracies} | {row.fired} | {row.seconds:.0f} |"
         )
     return "\n".join(lines)
 
