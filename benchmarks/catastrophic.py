@@ -229,7 +229,8 @@ def table(rows: list[Row]) -> str:
     for row in sorted(rows, key=lambda row: (row.method, row.beta, row.seed)):
         accuracies = " | ".join(f"{100 * a:.1f}" for a in (row.clean, row.fgsm, row.pgd50))
         lines.append(
-            f"| `{row.method}` {row.options.strip("-")} | {row.beta:g} | {row.seed} | {accuracies} | {row.fired} | {row.seconds:.0f} |"
+            f"| `{row.method}` {row.options.strip('-')} | {row.beta:g} | {row.seed} | {accuracies} "
+            f"| {row.fired} | {row.seconds:.0f} |"
         )
     return "\n".join(lines)
 
