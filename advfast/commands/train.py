@@ -201,11 +201,15 @@ def train(
         and not name.endswith("_option")
     }
     from advfast import training
-    from advfast.training import parallel
+    from advfast.training import methods, parallel
     from advfast.training.presets import PRESETS
     from advfast.training.recipes import find
 
     preset = PRESETS.get(data, {})
+    own = methods.METHODS.get(method or "pgd-at")
+    if getattr(own, "defaults", {}).get("steps") == 1:
+        # They are those of PGD; this method has its own.
+        preset = {k: v for k, v in preset.items() if k != "steps"}
     if recipe is not None:
         # What is published wins over what suits the data set.
         preset = {k: v for k, v in preset.items() if k not in find(recipe).arguments}

@@ -23,24 +23,29 @@ class Recipe:
         source: paper, and what the values were read from.
         arguments: of `train`.
         differs: what the released code does besides, which these arguments do not.
+        needs: arguments that the user has to give.
     """
 
     source: str
     arguments: dict[str, Any]
     differs: str = ""
+    needs: tuple[str, ...] = ()
 
 
 _SGD = {"batch_size": 128, "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
 _STEPS_AT_THREE = {"schedule": "piecewise", "schedule_options": {"milestones": [75, 90, 100]}}
 _FAST = _SGD | {"model": "preact-resnet18", "eps": 8 / 255, "augment": ["crop", "flip"]}
-_AWP_200 = _SGD | {
-    "model": "preact-resnet18",
+_PGD_AT = _SGD | {
+    "method": "pgd-at",
     "eps": 8 / 255,
     "alpha": 2 / 255,
     "steps": 10,
-    "epochs": 200,
     "lr": 0.1,
     "schedule": "piecewise",
+}
+_AWP_200 = _PGD_AT | {
+    "model": "preact-resnet18",
+    "epochs": 200,
     "schedule_options": {"milestones": [100, 150]},
     "augment": ["crop", "flip"],
 }
@@ -48,17 +53,11 @@ _AWP_200 = _SGD | {
 RECIPES: dict[str, Recipe] = {
     "madry2018": Recipe(
         "PGD-AT, Madry et al., ICLR 2018; MadryLab/cifar10_challenge",
-        _SGD
+        _PGD_AT
         | {
             "model": "wrn-34-10",
-            "method": "pgd-at",
-            "eps": 8 / 255,
-            "alpha": 2 / 255,
-            "steps": 10,
             "bn": "train-update",
             "epochs": 205,
-            "lr": 0.1,
-            "schedule": "piecewise",
             "schedule_options": {"milestones": [102, 154]},
             "weight_decay": 2e-4,
             "augment": ["crop", "flip"],
@@ -68,17 +67,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "rice2020": Recipe(
         "PGD-AT, Rice et al., ICML 2020; locuslab/robust_overfitting",
-        _SGD
+        _PGD_AT
         | {
             "model": "preact-resnet18",
-            "method": "pgd-at",
-            "eps": 8 / 255,
-            "alpha": 2 / 255,
-            "steps": 10,
             "bn": "train-update",
             "epochs": 200,
-            "lr": 0.1,
-            "schedule": "piecewise",
             "schedule_options": {"milestones": [0.5, 0.75]},
             "augment": ["crop-reflect:4", "flip"],
         },
@@ -86,17 +79,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "pang2021": Recipe(
         "PGD-AT, Pang et al., ICLR 2021, Bag of Tricks; P2333/Bag-of-Tricks-for-AT",
-        _SGD
+        _PGD_AT
         | {
             "model": "wrn-34-10",
-            "method": "pgd-at",
-            "eps": 8 / 255,
-            "alpha": 2 / 255,
-            "steps": 10,
             "bn": "eval",
             "epochs": 110,
-            "lr": 0.1,
-            "schedule": "piecewise",
             "schedule_options": {"milestones": [100, 105]},
             "augment": ["crop-reflect:4", "flip"],
         },
@@ -188,7 +175,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "wu2020": Recipe(
         "PGD-AT with AWP, Wu et al., NeurIPS 2020; csdongxian/AWP",
-        _AWP_200 | {"method": "pgd-at", "bn": "train-update", "modifiers": ["awp:gamma=0.01"]},
+        _AWP_200 | {"bn": "train-update", "modifiers": ["awp:gamma=0.01"]},
         "a clean forward pass more a step; the first batch of an epoch is attacked in eval mode",
     ),
     "wu2020-trades": Recipe(
@@ -230,7 +217,7 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "wang2023": Recipe(
-        "TRADES with generated images, Wang et al., ICML 2023; the base of DM-Improves-AT. Needs extra=...",
+        "TRADES with generated images, Wang et al., ICML 2023; the base of DM-Improves-AT",
         {
             "model": "wrn-28-10",
             "method": "trades",
@@ -256,6 +243,7 @@ RECIPES: dict[str, Recipe] = {
         },
         "SiLU, momentum cycled from 0.95 to 0.85, BN momentum 1 then 0.01, padding of TensorFlow, the rate stepped "
         "once an epoch, selection by CW-PGD-40 on 1,024 images",
+        needs=("extra",),
     ),
 }
 
@@ -283,6 +271,11 @@ def with_recipe(train: Callable[..., _RESULT]) -> Callable[..., _RESULT]:
             return train(*args, **given)
         recipe = find(name)
         named = dict(zip(_POSITIONAL, args, strict=False)) | given
+        for missing in recipe.needs:
+            if named.get(missing) is None:
+                raise ValueError(
+                    f"recipe {name!r} needs `{missing}`: {recipe.source} trains with it, got none"
+                )
         if given.get("progress", True) and parallel.shows():
             print(told(name, recipe, named), file=sys.stderr)
         return train(**recipe.arguments | named)

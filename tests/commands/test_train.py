@@ -71,6 +71,13 @@ def test_presets_name_arguments_of_train():
         assert preset["model"] in models.MODELS
 
 
+@pytest.mark.parametrize(("method", "steps"), [("pgd-at", 10), ("trades", 10), ("atta", 1)])
+def test_steps_of_a_preset_are_for_methods_that_take_several(method, steps, tmp_path):
+    options = ["--method", method, "--epochs", "1", "--out", str(tmp_path), "--quiet"]
+    assert cli.main(["train", *options]) == 0
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == steps
+
+
 def weights(folder):
     return training.checkpoint.read(folder / "last.pt")["state"]
 

@@ -14,20 +14,7 @@ from advfast.training.loop import NonFiniteLoss
 from advfast.training.modifiers import Modifier
 
 from ..tape import Recorder
-from .test_resume import TIMES, assert_same
-
-
-def network():
-    # Dropout draws from torch's generator, batch normalisation has buffers.
-    torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.2),
-        nn.Linear(256, 3),
-    )
+from .test_resume import TIMES, assert_same, network
 
 
 @pytest.fixture(scope="module")

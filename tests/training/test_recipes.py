@@ -71,3 +71,9 @@ def test_no_weight_decay_on_normalisation_layers():
     assert len(decays) == 6
     for name, parameter in model.named_parameters():
         assert decays[id(parameter)] == (0.0 if name.startswith("1.") else 0.5)
+
+
+def test_a_recipe_that_needs_more_data_says_so(tmp_path, tiny):
+    with pytest.raises(ValueError, match="recipe 'wang2023' needs `extra`"):
+        train("small-cnn", tiny, recipe="wang2023", out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

@@ -246,6 +246,10 @@ def test_attacks_are_the_published_ones():
     assert (trades.kl_pgd.loss, mart.pgd.loss, align.fgsm.loss) == ("kl", "ce", "ce")
     assert trades.alpha == mart.alpha == pytest.approx(0.1 * 0.007 / 0.031)
     assert (trades.steps, mart.steps, align.steps) == (10, 10, 1)
+    # One step by definition, whatever a preset of the data says.
+    given = methods.make("gradalign", nn.Identity(), replace(SETTINGS, steps=7))
+    given.strength(0.1, 0.1, 5)
+    assert given.steps == given.fgsm.steps == 1
     assert (trades.beta, mart.beta, align.alpha) == (6, 5, pytest.approx(0.125))
     uniform = methods.make("trades", model, settings(start="uniform")).kl_pgd
     assert type(uniform) is PGDAttack and uniform.loss == "kl" and uniform.random_start

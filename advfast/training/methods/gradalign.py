@@ -28,7 +28,7 @@ class GradAlign(Method):
     x' is FGSM from x itself with a step of 1.25 eps, projected; u is uniform in the ball, not clamped to the box. As in
     the authors' code the first gradient is detached, so that weights learn through g(x + u) by double
     backpropagation, and samples with a gradient of zero have no part in the mean. All passes of the loss are in train
-    mode. Options:
+    mode. `steps` is always 1, whatever is given. Options:
 
     * lam: None is the published exp(eps 255 ln(10) / 8 + ln 0.02) of linf: 0.2 at 8/255, 2 from 16/255 on;
     * at: where the first gradient is taken, "clean" as published, or "adversarial": at x', in the pass of the loss.
@@ -51,6 +51,7 @@ class GradAlign(Method):
             self.lam = published(self.eps)
         else:
             raise ValueError(f"norm {settings.norm!r} has no published weight: give lam")
+        self.steps = 1
         self.fgsm = self.attack(random_start=False)
         self._seed = torch.zeros(1, dtype=torch.int64)
 
@@ -82,6 +83,9 @@ class GradAlign(Method):
         apart = misalignment(first.detach(), second)
         return Step(self.cross_entropy(logits, batch.labels) + self.lam * apart, logits)
 
+    def strength(self, eps: float, alpha: float, steps: int) -> None:
+        super().strength(eps, alpha, 1)
+
     def _gradient(self, images: Tensor, labels: Tensor, *, create_graph: bool = False) -> Tensor:
         images = images.detach().requires_grad_()
         return _to_input(self.logits(images), labels, images, create_graph=create_graph)
@@ -89,7 +93,7 @@ class GradAlign(Method):
     def passes(self) -> float:
         first = 2 if self.at == "clean" else 1
         # The second gradient: two passes to make it, four to go back through both.
-        return 2 * self.steps + first + 3 + 6
+        return 2 + first + 3 + 6
 
 
 def published(eps: float) -> float:

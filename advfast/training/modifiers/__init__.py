@@ -66,8 +66,3 @@ def make(modifier: str | Modifier) -> Modifier:
         return kind(**options)
     except TypeError as error:
         raise ValueError(f"modifier {modifier!r}: {error}") from None
-
-
-def named(modifier: Modifier) -> list[str]:
-    """The names that it goes by, for messages."""
-    return [name for name, kind in MODIFIERS.items() if type(modifier) is kind]

@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from torch import nn
 
 from advfast.training import train
 from advfast.training.methods import Settings, make
@@ -14,26 +13,13 @@ from advfast.training.modifiers import RunInfo, StepInfo
 from advfast.training.precision import make_scaler
 from advfast.training.step import TrainStep
 
-from ..test_resume import assert_same, outcome
+from ..test_resume import assert_same, network, outcome
 
 RUN = RunInfo(classes=3, batch_size=48, epochs=3, steps_per_epoch=3, seed=4)
 
 
 def at(step, method=None, run=RUN):
     return StepInfo(step, run.steps_per_epoch, run.epochs, 0.1, method, run.seed)
-
-
-def network():
-    # Dropout draws from torch's generator, batch normalisation has buffers.
-    torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.2),
-        nn.Linear(256, 3),
-    )
 
 
 def images(count=130):
