@@ -115,7 +115,9 @@ def test_the_start_of_tpgd_belongs_to_the_sample():
 
 def test_a_draw_at_the_end_of_the_interval_is_no_jump(monkeypatch):
     """It would be infinite as a normal number, and the start at the edge of the ball."""
-    monkeypatch.setattr("advfast.attacks.gaussian.random_start", lambda x0, **_: -torch.ones_like(x0))
+    monkeypatch.setattr(
+        "advfast.attacks.gaussian.random_start", lambda x0, **_: -torch.ones_like(x0)
+    )
     start = TPGD(NET, EPS, steps=0, seed=4)(IMAGES)
     assert (start - IMAGES).abs().max() < 0.006 < EPS
 
