@@ -66,11 +66,16 @@ def _of_model(model: nn.Module) -> Iterator[Hashable]:
         for tensors in (own["_parameters"], own["_buffers"], own):
             for tensor in tensors.values():
                 if isinstance(tensor, Tensor):
-                    yield tensor.data_ptr(), *_kind(tensor)
+                    yield place(tensor)
         for hooks in HOOKS:
             if own[hooks]:
                 yield hooks, *own[hooks]  # handles, each given out once
         stack.extend(child for child in own["_modules"].values() if child is not None)
+
+
+def place(tensor: Tensor) -> tuple[Hashable, ...]:
+    """Where a tensor lies and what it is: a graph reads what is there."""
+    return tensor.data_ptr(), *_kind(tensor)
 
 
 def _kind(tensor: Tensor) -> tuple[Hashable, ...]:
@@ -99,7 +104,7 @@ def _static(value: object, attack: object) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value).__name__, value
     if isinstance(value, Tensor):
-        return value.data_ptr(), *_kind(value)
+        return place(value)
     if isinstance(value, (list, tuple)):
         return tuple(_static(part, attack) for part in value)
     if isinstance(value, MethodType):
@@ -130,7 +135,7 @@ def _shallow(value: object) -> Hashable:
     if isinstance(value, _PLAIN):
         return type(value).__name__, value
     if isinstance(value, Tensor):
-        return value.data_ptr(), *_kind(value)
+        return place(value)
     try:
         return _Same(value)
     except TypeError:  # a list, a dict: no weak references, and no saying what is in it

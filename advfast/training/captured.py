@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from advfast import graphs
 from advfast.attacks import PGDAttack
+from advfast.attacks.graph_key import place
 from advfast.attacks.network.fingerprint import fingerprint
 from advfast.data import Batch, Plan
 
@@ -179,8 +180,7 @@ class CapturedStep(TrainStep):
         )
         if id(method) not in self._addresses:
             self._addresses[id(method)] = tuple(
-                (tensor.data_ptr(), tensor.shape, tensor.requires_grad)
-                for tensor in self._tensors(method)
+                (*place(tensor), tensor.requires_grad) for tensor in self._tensors(method)
             )
         return (
             id(method),
