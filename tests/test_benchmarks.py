@@ -20,6 +20,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import conv  # noqa: E402
 import fashion_mnist  # noqa: E402
+import methods_fashion  # noqa: E402
 import plot  # noqa: E402
 import records  # noqa: E402
 import sequences  # noqa: E402
@@ -257,6 +258,16 @@ def test_recipe_table_is_that_of_its_rows():
         text = (BENCHMARKS.parent / page).read_text()
         for line in list(found.values())[2:]:
             assert line.split("|", 2)[2] in text, page
+
+
+def test_table_of_methods_is_that_of_its_rows():
+    # The numbers in docs/training.md.
+    rows = methods_fashion.read(BENCHMARKS / "results" / "methods_fashion_cpu.csv")
+    mine = methods_fashion.of_setting(rows, methods_fashion.tasks("small-cnn", quick=False))
+    assert {row["method"] for row in mine} == set(methods_fashion.METHODS)
+    text = (BENCHMARKS.parent / "docs" / "training.md").read_text()
+    for line in methods_fashion.table(mine).splitlines()[2:]:
+        assert line in text
 
 
 def test_first_convolutions_are_checked_and_timed():
