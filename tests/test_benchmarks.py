@@ -260,14 +260,20 @@ def test_recipe_table_is_that_of_its_rows():
             assert line.split("|", 2)[2] in text, page
 
 
-def test_table_of_methods_is_that_of_its_rows():
+def test_tables_of_methods_are_those_of_their_rows():
     # The numbers in docs/training.md.
     rows = methods_fashion.read(BENCHMARKS / "results" / "methods_fashion_cpu.csv")
-    mine = methods_fashion.of_setting(rows, methods_fashion.tasks("small-cnn", quick=False))
-    assert {row["method"] for row in mine} == set(methods_fashion.METHODS)
     text = (BENCHMARKS.parent / "docs" / "training.md").read_text()
-    for line in methods_fashion.table(mine).splitlines()[2:]:
-        assert line in text
+    small, resnet = (methods_fashion.tasks(name, quick=False) for name in ("small-cnn", "resnet18"))
+    shown = 0
+    for task in (small, replace(small, lr=0.05), resnet):
+        mine = methods_fashion.of_setting(rows, task)
+        assert mine
+        shown += len(mine)
+        for line in methods_fashion.table(mine).splitlines()[2:]:
+            assert line in text
+    assert shown == len(rows)
+    assert {row["method"] for row in rows} == set(methods_fashion.METHODS)
 
 
 def test_first_convolutions_are_checked_and_timed():
