@@ -1,0 +1,1 @@
+"""Attacks that search for one adversarial image a sample and stop there: the parts of AutoAttack."""
