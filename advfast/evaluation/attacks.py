@@ -44,6 +44,7 @@ class Entry:
         outside: results that broke a rule.
         wrote: weights that the attack wrote to.
         nonfinite: gradient entries that were not finite, of ours.
+        stages: after `craft`, of an attack that has several parts: part -> [B] bool, still right after it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Entry:
     outside: Outside = field(default_factory=Outside)
     wrote: set[str] = field(default_factory=set)
     nonfinite: int = 0
+    stages: dict[str, Tensor] = field(default_factory=dict)
 
 
 def entries(
