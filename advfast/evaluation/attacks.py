@@ -45,6 +45,10 @@ class Entry:
         wrote: weights that the attack wrote to.
         nonfinite: gradient entries that were not finite, of ours.
         stages: after `craft`, of an attack that has several parts: part -> [B] bool, still right after it.
+        forwards, backwards: images that went through the model so far, and those with a gradient; for an attack that
+            counts them.
+        watch: set by the evaluation; an attack that takes long calls it in `craft` with the share of this batch's work
+            that is done (0 to 1) and how many of its samples are still right.
     """
 
     name: str
@@ -55,6 +59,9 @@ class Entry:
     wrote: set[str] = field(default_factory=set)
     nonfinite: int = 0
     stages: dict[str, Tensor] = field(default_factory=dict)
+    forwards: int = 0
+    backwards: int = 0
+    watch: Callable[[float, int], None] | None = None
 
 
 def entries(
