@@ -7,6 +7,8 @@ from . import kernels as kernels
 from . import ntk as ntk
 from ._backend import available_impls as available_impls
 from ._backend import info as info
+from .attacks import AutoAttack as AutoAttack
+from .attacks import AutoAttackResult as AutoAttackResult
 from .attacks import PGDAttack as PGDAttack
 from .attacks import bpda as bpda
 from .evaluation import AttackFailed as AttackFailed

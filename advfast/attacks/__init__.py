@@ -1,5 +1,7 @@
 """Attacks on one inner loop."""
 
+from .autoattack import AutoAttack as AutoAttack
+from .autoattack import AutoAttackResult as AutoAttackResult
 from .bim import BIM as BIM
 from .bpda import BPDA as BPDA
 from .bpda import bpda as bpda
