@@ -26,14 +26,18 @@ _ACTIVATIONS = (
 )
 _NTK = ("ntk_rows", "ntk_patch_gram", "ntk_gram_", "ntk_chain_", "ntk_hadamard_")
 OPS = (
-    "pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash", *_NTK,
+    "pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash", "hyperplane_project",
+    *_NTK,
 )  # fmt: skip
 
 NOT_MADE = "it is not made for this op"
 
 _NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")}
 _NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash", "ntk_rows", "ntk_patch_gram"), ("cuda",))
-_NOT_MADE |= {"ntk_gram_": ("cpp", "cuda", "triton")}
+_NOT_MADE |= {
+    "ntk_gram_": ("cpp", "cuda", "triton"),
+    "hyperplane_project": ("cpp", "cuda", "triton"),
+}
 """Implementations that an op does not have: on a GPU the library behind torch is hard to beat in a convolution, and
 Triton is enough for what is one pass over memory, or a product with nothing fused behind it. A plain matrix product is
 the library's everywhere."""
@@ -43,6 +47,7 @@ _FLOAT32: dict[str, tuple[str, ...]] = {
     "project_": ("cuda", "triton"),
 }
 _FLOAT32 |= {"random_start": ("cuda", "triton"), "conv2d_input_grad": ("cpp",), "row_hash": ()}
+_FLOAT32 |= {"hyperplane_project": ()}
 _FLOAT32 |= dict.fromkeys(_NTK, ("cpp", "cuda", "triton"))
 """Implementations that take float32 alone."""
 

@@ -11,4 +11,6 @@ from .gaussian import GaussianPGD as GaussianPGD
 from .mifgsm import MIFGSM as MIFGSM
 from .network import explain as explain
 from .pgd import PGDAttack as PGDAttack
+from .search.fab import FAB as FAB
+from .search.fab import FABT as FABT
 from .tpgd import TPGD as TPGD

@@ -8,6 +8,7 @@ from .activation import positive_bits as positive_bits
 from .activation import relu_bits_ as relu_bits_
 from .conv import conv2d_input_grad as conv2d_input_grad
 from .hash import row_hash as row_hash
+from .hyperplane import hyperplane_project as hyperplane_project
 from .ntk import ntk_chain_ as ntk_chain_
 from .ntk import ntk_gram_ as ntk_gram_
 from .ntk import ntk_hadamard_ as ntk_hadamard_

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advfast import _backend
 from advfast.attacks import checks
+from advfast.attacks.finish import over
 from advfast.attacks.outputs import Output, check_output
 from advfast.attacks.rows import _Selectable
 from advfast.attacks.state import bare_model
@@ -50,10 +51,12 @@ class Found:
     Attributes:
         x: [B, ...] like the points: an adversarial image where there is one, the clean image elsewhere.
         success: [B] bool.
+        radius: [B] how far each image is, where that may be more than eps; None: all keep to eps.
     """
 
     x: Tensor
     success: Tensor
+    radius: Tensor | None = None
 
 
 class SearchAttack:
@@ -181,10 +184,10 @@ class SearchAttack:
             seen = found.x[hit]
             if dtype != seen.dtype:
                 narrow = torch.empty_like(seen, dtype=dtype)
+                eps = self.eps if found.radius is None else over(found.radius[hit], seen)
                 project_(
-                    seen, points.x[hit], eps=self.eps, norm=self.norm.lower(), out=narrow,
-                    impl="auto",
-                )  # fmt: skip
+                    seen, points.x[hit], eps=eps, norm=self.norm.lower(), out=narrow, impl="auto"
+                )
                 seen = narrow.to(seen.dtype)
             still = oracle.logits(seen).argmax(1) != points.labels[hit]
             found.success[hit] = still

@@ -1,0 +1,1 @@
+from .api import hyperplane_project as hyperplane_project
