@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from advfast.attacks import PGDAttack
+from advfast.attacks import AutoAttack, PGDAttack
+from advfast.attacks.search.base import SearchAttack
 
 from .guard import lent
 from .named import named
 
 Foreign = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
 """attack(model, images, labels) -> adversarial images."""
+Craft = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(images [B, ...], labels [B], sample numbers [B]) -> adversarial images."""
 
 _ORDER = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
 _RELATIVE, _ABSOLUTE = 1e-4, 1e-6
@@ -53,7 +56,7 @@ class Entry:
 
     name: str
     words: str
-    craft: Callable[[Tensor, Tensor, Tensor], Tensor] | None
+    craft: Craft | None
     foreign: bool = False
     outside: Outside = field(default_factory=Outside)
     wrote: set[str] = field(default_factory=set)
@@ -98,6 +101,8 @@ def entries(
             )
         if isinstance(attack, PGDAttack):
             entry = _instance(name, attack)
+        elif isinstance(attack, (AutoAttack, SearchAttack)):
+            entry = _searching_instance(name, attack)
         elif callable(attack):
             entry = _foreign(name, attack, model, seed)
         else:
@@ -111,18 +116,55 @@ def entries(
 
 
 def _named(name, attack, model, eps, norm, seed, precision) -> Entry:
-    pgd, words = named(attack, model, eps=eps, norm=norm, seed=seed, precision=precision)
+    made, words = named(attack, model, eps=eps, norm=norm, seed=seed, precision=precision)
     entry = Entry(name or str(attack), words, None)
-    if pgd is None:
-        return entry
+    if isinstance(made, AutoAttack):
+        entry.craft = _searching(entry, made)
+    elif made is not None:
+        entry.craft = _stepping(entry, made)
+    return entry
 
+
+def _stepping(entry: Entry, pgd: PGDAttack) -> Craft:
     def craft(images: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
         result = pgd(images, labels, sample_ids=numbers)
         if pgd.nonfinite is not None:
             entry.nonfinite += int(pgd.nonfinite)
         return result
 
-    entry.craft = craft
+    return craft
+
+
+def _searching(entry: Entry, attack: AutoAttack | SearchAttack) -> Craft:
+    """Fills the entry's counts, and its stages where the attack has several parts."""
+
+    def craft(images: Tensor, labels: Tensor, numbers: Tensor) -> Tensor:
+        if isinstance(attack, SearchAttack):
+            result = attack(images, labels, sample_ids=numbers)
+            entry.forwards += attack.forwards
+            entry.backwards += attack.backwards
+        else:
+            result = attack(
+                images, labels, sample_ids=numbers, bs=max(1, len(images)), watch=entry.watch
+            )
+            found = attack.result
+            assert found is not None
+            entry.forwards += sum(found.forwards.values())
+            entry.backwards += sum(found.backwards.values())
+            parts = {part: right for part, right in found.stages.items() if part != "clean"}
+            entry.stages = parts if len(parts) > 1 else {}
+        entry.nonfinite += attack.nonfinite
+        return result
+
+    return craft
+
+
+def _searching_instance(name: str | None, attack: AutoAttack | SearchAttack) -> Entry:
+    own = type(attack).__name__.lower()
+    if isinstance(attack, AutoAttack) and attack.version != "standard":
+        own = f"{own}-{attack.version}"
+    entry = Entry(name or own, repr(attack), None, foreign=True)
+    entry.craft = _searching(entry, attack)
     return entry
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advfast.attacks import PGDAttack
+from advfast.attacks import AutoAttack, PGDAttack
 from advfast.evaluation.named import named
 from advfast.files import write_atomic, write_csv
 from advfast.training import rng
@@ -263,7 +263,7 @@ class NTKRecorder:
         return rows
 
 
-def _named(attack: str, model: nn.Module, eps: float, norm: str) -> PGDAttack:
+def _named(attack: str, model: nn.Module, eps: float, norm: str) -> PGDAttack | AutoAttack:
     made, _ = named(attack, model, eps=eps, norm=norm, seed=0, precision="fp32")
     if made is None:
         raise ValueError(f"attack must be one that changes the images, or None, got {attack!r}")

@@ -126,6 +126,15 @@ class AutoAttack:
             self.attacks_to_run = list(attacks_to_run)
         self.check()
 
+    def __repr__(self) -> str:
+        attacks = [a if isinstance(a, str) else repr(a) for a in self.attacks_to_run]
+        shared = {k: v for k, v in self.shared().items() if k != "norm"}
+        settings = ", ".join(f"{name}={value!r}" for name, value in shared.items())
+        return (
+            f"AutoAttack(model={type(self.model).__name__}, norm={self.norm!r}, eps={self.eps!r}, "
+            f"version={self.version!r}, {settings}; {', '.join(attacks)})"
+        )
+
     def set_version(self, version: str = "standard") -> None:
         """Sets all attacks up as this version has them; "custom" leaves `attacks_to_run` as it is."""
         checks.check_choice("version", version, (*VERSIONS, "custom"))
