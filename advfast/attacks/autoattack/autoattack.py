@@ -123,6 +123,7 @@ class AutoAttack:
         self.attacks_to_run: list[Attack] = []
         self.set_version(version)
         if attacks_to_run is not None and version == "custom":
+            names_of(attacks_to_run)  # a text would come apart
             self.attacks_to_run = list(attacks_to_run)
         self.check()
 

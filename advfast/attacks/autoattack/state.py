@@ -68,8 +68,13 @@ class Store:
 
         Raises:
             ValueError: it is not such a file, or of other settings, data or weights.
+            FileNotFoundError: its folder does not exist.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return False
+        if not self.path.exists():
+            if not self.path.absolute().parent.is_dir():
+                raise FileNotFoundError(f"cannot write {self.path}: its folder does not exist")
             return False
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
