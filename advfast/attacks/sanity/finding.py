@@ -61,6 +61,9 @@ class Sweep:
         step_loss: mean cross-entropy there.
         samples: how many samples it was measured on.
         findings: what looks wrong about the two curves.
+        widest_eps: the radius that reaches every point of the box, where no robustness can be left; and
+        widest_accuracy: what was left. NaN where nothing was measured.
+        start_loss: mean cross-entropy at the random start, before any step.
     """
 
     eps: list[float]
@@ -70,6 +73,9 @@ class Sweep:
     step_loss: list[float]
     samples: int
     findings: tuple[Finding, ...] = ()
+    widest_eps: float = math.nan
+    widest_accuracy: float = math.nan
+    start_loss: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it; numbers that are not finite are written as text."""
@@ -81,6 +87,9 @@ class Sweep:
             "step_loss": [_plain(value) for value in self.step_loss],
             "samples": self.samples,
             "findings": [finding.to_dict() for finding in self.findings],
+            "widest_eps": _plain(self.widest_eps),
+            "widest_accuracy": _plain(self.widest_accuracy),
+            "start_loss": _plain(self.start_loss),
         }
 
     @classmethod
@@ -98,6 +107,9 @@ class Sweep:
             _floats(content["step_loss"]),
             int(content["samples"]),
             tuple(Finding.from_dict(finding) for finding in content["findings"]),
+            float(content["widest_eps"]),
+            float(content["widest_accuracy"]),
+            float(content["start_loss"]),
         )
 
 
