@@ -4,11 +4,11 @@
     .venv-peers/bin/python benchmarks/autoattack_speed.py --models FOLDER --quick        # a trial, no result
 
 Both attack the same images of Fashion-MNIST (linf, eps 0.1) on the same adversarially trained network, one after the
-other, with their defaults but for the seed; a network's first batch goes through both before the clock starts. A row is
-one attack by one provider, "all" the whole evaluation with everything around the attacks. Passes are counted by images:
-`forwards` of all, `backwards` of those with a gradient. `ratio` is pyautoattack's seconds over ours in this run. A ratio
-is one only at the same robust accuracy: where they differ by more than 0.3 points the status says so. FOLDER keeps the
-networks: see robust_models.py.
+other, with their defaults but for the seed; eight images go through both before the clock starts. A row is one attack
+by one provider, "all" the whole evaluation with everything around the attacks. Passes are counted by images: `forwards`
+of all, `backwards` of those with a gradient. `ratio` is pyautoattack's seconds over ours in this run. It is one only at
+the same robust accuracy: where they differ by more than 0.3 points the status says so. FOLDER keeps the networks: see
+robust_models.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import robust_models
 import torch
 from autoattack_peer import Outcome, by_advfast, by_pyautoattack, peer_version
 from records import ROOT, environment
+from torch import Tensor
 
 import advfast
 from advfast.attacks.autoattack.parts import Maker
@@ -65,17 +65,6 @@ class Row:
     status: str
 
 
-def outcomes(
-    runs: dict[str, Callable[[torch.Tensor, torch.Tensor], Outcome]],
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    warm: dict[str, Callable[[torch.Tensor, torch.Tensor], Outcome]],
-) -> dict[str, Outcome]:
-    for call in warm.values():
-        call(images[:8], labels[:8])
-    return {name: call(images, labels) for name, call in runs.items()}
-
-
 def measure(name: str, folder: Path, samples: int, quick: bool) -> list[dict]:
     """The last columns of a network's rows."""
     recipe = robust_models.RECIPES[name]
@@ -86,15 +75,17 @@ def measure(name: str, folder: Path, samples: int, quick: bool) -> list[dict]:
     run = {"norm": recipe.norm, "eps": recipe.eps, "batch_size": BATCH}
     queries = 50 if quick else None
 
-    def theirs(x, y, count=queries):
+    def theirs(x: Tensor, y: Tensor, count: int | None) -> Outcome:
         return by_pyautoattack(model, x, y, queries=count, **run)
 
-    def own(x, y, count=queries):
+    def own(x: Tensor, y: Tensor, count: int | None) -> Outcome:
         return by_advfast(model, x, y, queries=count, rng="philox", fold=True, **run)
 
     load = os.getloadavg()[0]
-    warm = {"pyautoattack": lambda x, y: theirs(x, y, 5), "advfast": lambda x, y: own(x, y, 5)}
-    found = outcomes({"pyautoattack": theirs, "advfast": own}, images, labels, warm)
+    calls = {"pyautoattack": theirs, "advfast": own}
+    for call in calls.values():
+        call(images[:8], labels[:8], 5)
+    found = {which: call(images, labels, queries) for which, call in calls.items()}
     peer = found["pyautoattack"]
     passes = Maker(advfast.AutoAttack(model, recipe.norm, recipe.eps), 10)
     for attack in peer.stages:

@@ -240,7 +240,9 @@ def test_bad_input_is_refused_before_work(model):
         (x, nn.functional.one_hot(y, 5).float(), "K = 4"),
         (x, y.float(), "integer class"),
     ):
-        with pytest.raises((ValueError, TypeError), match=re.escape(words) if "|" not in words else words):
+        with pytest.raises(
+            (ValueError, TypeError), match=re.escape(words) if "|" not in words else words
+        ):
             run.run_standard_evaluation(images, labels)
     assert run.result is None
     for bad in ({"bs": 0}, {"sample_ids": torch.arange(3)}):
