@@ -36,11 +36,14 @@ _NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")
 _NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash", "ntk_rows", "ntk_patch_gram"), ("cuda",))
 _NOT_MADE |= {
     "ntk_gram_": ("cpp", "cuda", "triton"),
-    "hyperplane_project": ("cpp", "cuda", "triton"),
+    "hyperplane_project": ("cuda", "triton"),
 }
 """Implementations that an op does not have: on a GPU the library behind torch is hard to beat in a convolution, and
 Triton is enough for what is one pass over memory, or a product with nothing fused behind it. A plain matrix product is
 the library's everywhere."""
+
+_ADDED = {"hyperplane_project": "hyperplane_project_cpu"}
+"""What the core has since an op was added to it: a core of before stays in an editable checkout that is updated."""
 
 _FLOAT32: dict[str, tuple[str, ...]] = {
     "pgd_step_": ("cuda", "triton"),
@@ -86,10 +89,13 @@ def _why_not(op: str, impl: str, device_type: str) -> str | None:
     if impl == "cpp":
         if device_type != "cpu":
             return f"it runs on the CPU and the tensors are on {device_type}"
-        if native() is None:
+        core = native()
+        if core is None:
             return (
                 "this installation has no native core (no C++ compiler was found when it was built)"
             )
+        if not hasattr(core, _ADDED.get(op, "build_info")):
+            return "the native core was built from older sources: build it again (pip install -e .)"
         return None
     if impl == "cuda":
         core = native()

@@ -104,6 +104,18 @@ struct RowHashArgs {
 };
 void row_hash_cpu(const RowHashArgs& args, int threads);
 
+// The smallest displacement of each point onto {u: <w, u> = b} inside [0, 1]: see hyperplane.cpp.
+struct HyperplaneArgs {
+    const void* points = nullptr; // [B, D]
+    const void* w = nullptr;      // [B, D]
+    const double* b = nullptr;    // [B]
+    void* out = nullptr;          // [B, D]
+    int64_t batch = 0, dim = 0;
+    DType dtype = DType::f32; // of all but b; f32 or f64
+    Norm norm = Norm::linf;
+};
+void hyperplane_project_cpu(const HyperplaneArgs& args, int threads);
+
 // The ntk family: products of per-sample weight gradients of one layer, see advfast/kernels/ntk/reference.py.
 enum class Precision : int { fp32 = 0, tf32 = 1, bf16 = 2, bf16x3 = 3 };
 

@@ -115,6 +115,19 @@ RowHashArgs hash_args(Address x, Address out, int64_t batch, int64_t dim, int dt
     return args;
 }
 
+HyperplaneArgs hyperplane_args(Address points, Address w, Address b, Address out, int64_t batch, int64_t dim, int dtype,
+                               int norm) {
+    HyperplaneArgs args;
+    args.points = pointer<const void>(points);
+    args.w = pointer<const void>(w);
+    args.b = pointer<const double>(b);
+    args.out = pointer<void>(out);
+    args.batch = batch, args.dim = dim;
+    args.dtype = static_cast<DType>(dtype);
+    args.norm = static_cast<Norm>(norm);
+    return args;
+}
+
 using Side = std::tuple<Address, Address, Address, int64_t, int64_t, int64_t, int64_t>; // members of NtkSide
 
 NtkSide ntk_side(const Side& given) {
@@ -161,6 +174,7 @@ PYBIND11_MODULE(_C, m) {
     m.attr("relu_bits_cpu") = on_cpu(activation_args, relu_bits_cpu);
     m.attr("gate_cpu") = on_cpu(activation_args, gate_cpu);
     m.attr("row_hash_cpu") = on_cpu(hash_args, row_hash_cpu);
+    m.attr("hyperplane_project_cpu") = on_cpu(hyperplane_args, hyperplane_project_cpu);
     m.attr("ntk_rows_cpu") = on_cpu(ntk_args, ntk_rows_cpu);
     m.attr("ntk_patch_gram_cpu") = on_cpu(ntk_args, ntk_patch_gram_cpu);
     m.attr("ntk_chain_cpu") = on_cpu(ntk_args, ntk_chain_cpu);

@@ -17,8 +17,8 @@ namespace advfast {
 namespace {
 
 #define ADVFAST_KERNELS(isa)                                                                                           \
-    isa::pgd_step, isa::random_start, isa::conv_input_grad, isa::relu_bits, isa::gate, isa::row_hash, isa::ntk_lanes,  \
-        isa::ntk_shifts, isa::ntk_pack, isa::ntk_pairs, isa::ntk_rows
+    isa::pgd_step, isa::random_start, isa::conv_input_grad, isa::relu_bits, isa::gate, isa::row_hash,                  \
+        isa::hyperplane_project, isa::ntk_lanes, isa::ntk_shifts, isa::ntk_pack, isa::ntk_pairs, isa::ntk_rows
 
 std::vector<Isa> find_isas() {
     std::vector<Isa> isas;
@@ -167,6 +167,14 @@ void row_hash_cpu(const RowHashArgs& args, int threads) {
     const Isa& chosen = isa();
     parallel_for(args.batch, useful_threads(threads, args.batch * args.dim),
                  [&](int, int64_t begin, int64_t end) { chosen.row_hash(args, {begin, end}); });
+}
+
+void hyperplane_project_cpu(const HyperplaneArgs& args, int threads) {
+    const Isa& chosen = isa();
+    parallel_for(args.batch, useful_threads(threads, args.batch * args.dim), [&](int, int64_t begin, int64_t end) {
+        std::vector<int64_t> heap(args.norm == Norm::l1 ? static_cast<size_t>(args.dim) : 0);
+        chosen.hyperplane_project(args, {begin, end}, heap.data());
+    });
 }
 
 } // namespace advfast

@@ -39,6 +39,7 @@ struct NtkPacked {
     void relu_bits(const ActivationArgs& args, Range chunks);                                                          \
     void gate(const ActivationArgs& args, Range chunks);                                                               \
     void row_hash(const RowHashArgs& args, Range rows);                                                                \
+    void hyperplane_project(const HyperplaneArgs& args, Range rows, int64_t* heap);                                    \
     int64_t ntk_lanes();                                                                                               \
     void ntk_shifts(const NtkArgs& args, int32_t* columns, int32_t* starts, int32_t* set);                             \
     void ntk_pack(const NtkArgs& args, const NtkPlan& plan, bool right, int64_t sample, float* patches, float* grads); \
@@ -84,6 +85,7 @@ struct Isa {
     void (*relu_bits)(const ActivationArgs&, Range);
     void (*gate)(const ActivationArgs&, Range);
     void (*row_hash)(const RowHashArgs&, Range);
+    void (*hyperplane_project)(const HyperplaneArgs&, Range, int64_t*);
     int64_t (*ntk_lanes)();
     void (*ntk_shifts)(const NtkArgs&, int32_t*, int32_t*, int32_t*);
     void (*ntk_pack)(const NtkArgs&, const NtkPlan&, bool, int64_t, float*, float*);
