@@ -12,6 +12,7 @@ from torch import Tensor
 from advfast import _backend
 from advfast.attacks import checks
 from advfast.attacks.outputs import Output, check_output
+from advfast.attacks.sanity import Finding, examine
 from advfast.attacks.search.base import RNGS
 from advfast.attacks.search.oracle import Oracle
 from advfast.attacks.state import bare_model, model_device
@@ -21,10 +22,11 @@ from .log import Log
 from .loop import Watch
 from .parts import Attack, names_of
 from .result import AutoAttackResult
-from .samples import check_samples
+from .samples import Samples, check_samples
 from .session import Session, pushed
 from .versions import VERSIONS, Knobs, knobs
 
+_EXAMINED = 64
 _NAMES = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
@@ -63,6 +65,8 @@ class AutoAttack:
         output: where the logits are in what the model returns.
         impl: implementation of the fused steps.
         progress: show a bar where standard error is a terminal.
+        sanity: `run_standard_evaluation` looks at the first 64 samples for what makes a robust accuracy too high (see
+            `advfast.attacks.sanity.examine`; about 15 passes of these), and at Square beating the others, and warns.
 
     Attributes:
         result: `AutoAttackResult` of the last evaluation, also of one that was interrupted; None before.
@@ -97,6 +101,7 @@ class AutoAttack:
         output: Output = None,
         impl: str = "auto",
         progress: bool = True,
+        sanity: bool = True,
     ) -> None:
         if is_tf_model:
             raise TypeError(
@@ -108,7 +113,7 @@ class AutoAttack:
         self.verbose, self.device, self.log_path = verbose, device, log_path
         self.rng, self.fold, self.precision = rng, fold, precision
         self.batch_size, self.output, self.impl = batch_size, output, impl
-        self.progress = progress
+        self.progress, self.sanity = progress, sanity
         self.result: AutoAttackResult | None = None
         self.results: dict[str, AutoAttackResult] = {}
         self.nonfinite = 0
@@ -214,7 +219,15 @@ class AutoAttack:
         log = Log(self.verbose, self.log_path)
         result = self._keep(
             self._session(
-                x_orig, y_orig, sample_ids, bs, self.attacks_to_run, state_path, log, self.progress
+                x_orig,
+                y_orig,
+                sample_ids,
+                bs,
+                self.attacks_to_run,
+                state_path,
+                log,
+                self.progress,
+                examined=self.sanity,
             )
         )
         self._say_end(x_orig, result, log)
@@ -319,11 +332,27 @@ class AutoAttack:
         log: Log,
         shown: bool,
         watch: Watch | None = None,
+        examined: bool = False,
     ) -> Session:
         self.check()
         checks.check_count("bs", bs, 1)
         samples = check_samples(x, y, ids, self.model, self.device)
-        return Session(self, samples, bs, attacks, state_path, log, shown, watch)
+        found = self._examine(samples, log) if examined else ()
+        return Session(self, samples, bs, attacks, state_path, log, shown, watch, found)
+
+    def _examine(self, samples: Samples, log: Log) -> tuple[Finding, ...]:
+        """Of the first samples. That a version for randomised models meets one is no finding."""
+        first = samples.example(_EXAMINED)
+        labels = samples.given[: len(first)].to(first.device)
+        found = examine(
+            self.model, first, labels, eps=self.eps, norm=self.norm.lower(), seed=self.seed,
+            output=self.output, samples=_EXAMINED, targets=1,
+        )  # fmt: skip
+        if self.version == "rand":
+            found = tuple(finding for finding in found if finding.code != "randomised")
+        for finding in found:
+            log(f"warning: {finding}")
+        return found
 
     def _keep(self, session: Session) -> AutoAttackResult:
         """Runs it; what it came to is kept also where it was stopped."""
@@ -348,4 +377,7 @@ class AutoAttack:
             )
         for note in result.notes:
             log(f"note: {note}")
+        for finding in result.findings:
+            if finding.code == "square-wins":  # the others were told at the beginning
+                log(f"warning: {finding}")
         log(f"robust accuracy: {result.robust_accuracy:.2%}")

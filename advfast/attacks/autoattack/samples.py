@@ -50,7 +50,7 @@ def check_samples(
 ) -> Samples:
     """
     Raises:
-        TypeError, ValueError: what was wrong, expected and got. Values are looked at by `clean_pass`.
+        TypeError, ValueError: what was wrong, expected and got. Whether the labels fit the model `clean_pass` sees.
     """
     images = checks.check_images(images, None).detach()
     if isinstance(labels, Tensor):
@@ -58,6 +58,8 @@ def check_samples(
         if labels.dim() == 2 and not labels.is_floating_point() and not labels.is_complex():
             labels = labels.float()  # one-hot, of integers
     given = checks.check_labels(labels, images)
+    if len(images):
+        checks.check_values(images, (0.0, 1.0), given, None)
     if ids is None:
         ids = torch.arange(len(images), device=images.device)
     elif ids.dtype != torch.int64 or ids.shape != images.shape[:1]:
@@ -74,7 +76,7 @@ def clean_pass(samples: Samples, judge: Oracle, batch_size: int) -> tuple[Run, T
     """(a run in which nothing has been attacked yet; logits [N, K] of the images), where the images are.
 
     Raises:
-        TypeError, ValueError: the model returns something else, images outside [0, 1], labels out of range.
+        TypeError, ValueError: the model returns something else, labels out of range.
     """
     images, labels = samples.images, samples.labels
     began, before = time.perf_counter(), judge.forwards

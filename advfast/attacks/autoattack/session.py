@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from advfast.attacks.sanity import Finding, compare
+
 from .log import Bar, Log
 from .loop import Loop, Part, Task, Watch
 from .parts import Attack, Maker, names_of, settings_of
@@ -32,6 +34,7 @@ class Session:
         log: is told how far it has come.
         shown: show a bar.
         watch: told how far it has come.
+        findings: what is known already that makes the result doubtful.
 
     Attributes:
         result: what there is so far; None before the model has seen the clean images.
@@ -47,10 +50,12 @@ class Session:
         log: Log,
         shown: bool,
         watch: Watch | None = None,
+        findings: Sequence[Finding] = (),
     ) -> None:
         self._of, self._samples, self._size = of, samples, batch_size
         self._attacks = dict(zip(names_of(attacks), attacks, strict=True))
         self._path, self._log, self._shown, self._watch = state_path, log, shown, watch
+        self._findings = tuple(findings)
         self.result: AutoAttackResult | None = None
         self.nonfinite = 0
 
@@ -115,6 +120,10 @@ class Session:
             notes.append(
                 f"{run.nonfinite} gradient entries were not finite and were taken for 0: the accuracy may be too high"
             )
+        findings = self._findings
+        if len(run.robust):
+            accuracies = {name: share(right) for name, right in stages.items()}
+            findings += compare(accuracies, samples=len(run.robust))
         return AutoAttackResult(
             images=run.images,
             labels=run.predicted,
@@ -124,6 +133,7 @@ class Session:
             backwards=dict(run.backwards),
             cost=make.cost if parts else None,
             notes=tuple(notes),
+            findings=findings,
             complete=complete,
         )
 

@@ -273,3 +273,42 @@ def test_settings_have_the_original_names_too(model):
     run.set_version("standard")
     assert run.apgd.n_restarts == 1 and run.square.n_queries == 5000
     assert run.seed == 0 and run.epsilon == 8 / 255
+
+
+class Noisy(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x + 0.3 * torch.randn_like(x))
+
+
+def test_what_is_doubtful_is_said(model, capsys):
+    x, y = samples(model)
+    run = evaluation(Noisy(model), verbose=True, progress=False)
+    run.run_standard_evaluation(x, y)
+    assert [finding.code for finding in run.result.findings] == ["randomised"]
+    assert "warning: randomised: " in capsys.readouterr().out
+    assert "randomised" in run.result.to_dict()["findings"][0]["code"]
+    run.version = "rand"
+    run.run_standard_evaluation(x, y)
+    assert run.result.findings == ()
+    run.version, run.sanity = "custom", False
+    run.run_standard_evaluation(x, y)
+    assert run.result.findings == ()
+    run = evaluation(model)
+    run.run_standard_evaluation(x, y)
+    assert run.result.findings == ()
+
+
+def test_square_beating_the_others_is_said(model, capsys):
+    x, y = samples(model)
+
+    class Square(MoreCorners):
+        pass
+
+    run = evaluation(model, Corners, Square, verbose=True, progress=False)
+    run.run_standard_evaluation(x, y)
+    assert [finding.code for finding in run.result.findings] == ["square-wins"]
+    assert capsys.readouterr().out.count("warning: square-wins: ") == 1
