@@ -114,8 +114,7 @@ class FAB(SearchAttack):
                 f"{type(self).__name__}: targets must be at most {classes - 1} for a model of {classes} classes, got "
                 f"{self.targets}"
             )
-        norm = self.norm.lower()
-        step = Step(norm, self.alpha_max, self.eta, self.impl)
+        step = Step(self.norm.lower(), self.alpha_max, self.eta, self.impl)
         search = Search(
             oracle, step, steps=self.steps, beta=self.beta, classes=classes,
             eps=self.eps if self.keep == "ball" else None,
@@ -129,6 +128,8 @@ class FAB(SearchAttack):
         runs, begun = sum(map(len, groups)), 0.0
         for group in groups:
             left = (~found.success).nonzero()[:, 0]
+            if not len(left):
+                break
             drawn = [self._drawn(points.x[left], run, generator) for run in group]
             for piece in torch.arange(len(left)).split(max(1, oracle.rows // len(group))):
                 rows = piece.to(left.device)
