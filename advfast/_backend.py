@@ -26,18 +26,26 @@ _ACTIVATIONS = (
 )
 _NTK = ("ntk_rows", "ntk_patch_gram", "ntk_gram_", "ntk_chain_", "ntk_hadamard_")
 OPS = (
+<<<<<<< HEAD
     "pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash", "hyperplane_project",
     *_NTK,
+=======
+    "pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash", *_NTK, "apgd_step_",
+>>>>>>> 93cc382 (attacks: APGD and APGD-T in linf, l2 and l1)
 )  # fmt: skip
 
 NOT_MADE = "it is not made for this op"
 
 _NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")}
 _NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash", "ntk_rows", "ntk_patch_gram"), ("cuda",))
+<<<<<<< HEAD
 _NOT_MADE |= {
     "ntk_gram_": ("cpp", "cuda", "triton"),
     "hyperplane_project": ("cuda", "triton"),
 }
+=======
+_NOT_MADE |= {"ntk_gram_": ("cpp", "cuda", "triton"), "apgd_step_": ("cpp", "cuda", "triton")}
+>>>>>>> 93cc382 (attacks: APGD and APGD-T in linf, l2 and l1)
 """Implementations that an op does not have: on a GPU the library behind torch is hard to beat in a convolution, and
 Triton is enough for what is one pass over memory, or a product with nothing fused behind it. A plain matrix product is
 the library's everywhere."""

@@ -13,4 +13,6 @@ from .network import explain as explain
 from .pgd import PGDAttack as PGDAttack
 from .search.fab import FAB as FAB
 from .search.fab import FABT as FABT
+from .search.apgd import APGD as APGD
+from .search.apgd import APGDT as APGDT
 from .tpgd import TPGD as TPGD

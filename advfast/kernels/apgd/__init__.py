@@ -1,0 +1,1 @@
+from .api import apgd_step_ as apgd_step_
