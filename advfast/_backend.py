@@ -25,27 +25,22 @@ _ACTIVATIONS = (
     "affine_gate_",
 )
 _NTK = ("ntk_rows", "ntk_patch_gram", "ntk_gram_", "ntk_chain_", "ntk_hadamard_")
+_APGD = ("apgd_step_", "apgd_l1_step", "l1_box_correction")
 OPS = (
-<<<<<<< HEAD
     "pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash", "hyperplane_project",
     *_NTK,
-=======
-    "pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash", *_NTK, "apgd_step_",
->>>>>>> 93cc382 (attacks: APGD and APGD-T in linf, l2 and l1)
+    *_APGD,
 )  # fmt: skip
 
 NOT_MADE = "it is not made for this op"
 
 _NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")}
 _NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash", "ntk_rows", "ntk_patch_gram"), ("cuda",))
-<<<<<<< HEAD
 _NOT_MADE |= {
     "ntk_gram_": ("cpp", "cuda", "triton"),
     "hyperplane_project": ("cuda", "triton"),
 }
-=======
-_NOT_MADE |= {"ntk_gram_": ("cpp", "cuda", "triton"), "apgd_step_": ("cpp", "cuda", "triton")}
->>>>>>> 93cc382 (attacks: APGD and APGD-T in linf, l2 and l1)
+_NOT_MADE |= dict.fromkeys(_APGD, ("cpp", "cuda", "triton"))
 """Implementations that an op does not have: on a GPU the library behind torch is hard to beat in a convolution, and
 Triton is enough for what is one pass over memory, or a product with nothing fused behind it. A plain matrix product is
 the library's everywhere."""
@@ -60,6 +55,7 @@ _FLOAT32: dict[str, tuple[str, ...]] = {
 _FLOAT32 |= {"random_start": ("cuda", "triton"), "conv2d_input_grad": ("cpp",), "row_hash": ()}
 _FLOAT32 |= {"hyperplane_project": ()}
 _FLOAT32 |= dict.fromkeys(_NTK, ("cpp", "cuda", "triton"))
+_FLOAT32 |= {"apgd_step_": ("triton",)}
 """Implementations that take float32 alone."""
 
 _NOT_FLOAT64: dict[str, tuple[str, ...]] = dict.fromkeys(_ACTIVATIONS, ("cpp",))

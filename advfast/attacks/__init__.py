@@ -11,8 +11,8 @@ from .gaussian import GaussianPGD as GaussianPGD
 from .mifgsm import MIFGSM as MIFGSM
 from .network import explain as explain
 from .pgd import PGDAttack as PGDAttack
-from .search.fab import FAB as FAB
-from .search.fab import FABT as FABT
 from .search.apgd import APGD as APGD
 from .search.apgd import APGDT as APGDT
+from .search.fab import FAB as FAB
+from .search.fab import FABT as FABT
 from .tpgd import TPGD as TPGD

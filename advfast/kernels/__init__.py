@@ -6,7 +6,9 @@ from .activation import affine_relu_bits as affine_relu_bits
 from .activation import gate_ as gate_
 from .activation import positive_bits as positive_bits
 from .activation import relu_bits_ as relu_bits_
+from .apgd import apgd_l1_step as apgd_l1_step
 from .apgd import apgd_step_ as apgd_step_
+from .apgd import l1_box_correction as l1_box_correction
 from .conv import conv2d_input_grad as conv2d_input_grad
 from .hash import row_hash as row_hash
 from .hyperplane import hyperplane_project as hyperplane_project

@@ -12,9 +12,9 @@ from torch import Tensor
 from advfast.attacks import checks
 from advfast.attacks.finish import LEAVE_FROM
 from advfast.attacks.losses import Loss
+from advfast.kernels import l1_box_correction
 
 from . import apgd_losses
-from .apgd_l1 import project_ball_and_box
 from .apgd_run import Plan, Run, first_success
 from .apgd_start import Draws, start
 from .base import Found, Points, SearchAttack, Watch
@@ -101,7 +101,7 @@ class APGD(SearchAttack):
         whole = not self.fold or self.rng == "upstream"
         size = len(points) if whole else oracle.rows
         found = Found(points.x.clone(), torch.zeros_like(points.labels, dtype=torch.bool))
-        draws = Draws(self.rng, self.seed, self.norm.lower(), self.impl)
+        draws = Draws(self.rng, self.seed, self.norm.lower())
         for begin in range(0, len(points), size):
             index = torch.arange(begin, min(begin + size, len(points)), device=points.x.device)
 
@@ -163,30 +163,36 @@ class APGD(SearchAttack):
         watch: Watch,
     ) -> Run:
         """The runs of these numbers, side by side."""
-        norm, runs = self.norm.lower(), len(numbers)
+        norm, runs, impl = self.norm.lower(), len(numbers), self._impl()
         drawn = torch.cat([draws(points.x, points.ids, number) for number in numbers])
         rows = points.selected(torch.arange(len(points), device=drawn.device).repeat(runs))
         # What is cut into pieces, and joined again, has lost its memory format.
         drawn = torch.empty_like(rows.x).copy_(drawn)
         stages = self._stages()
-        x = start(drawn, rows.x, stages[0][0], norm)
+        if self.large_eps:
+            x = self._projected(rows.x + drawn, rows.x, stages[0][0])
+        else:
+            x = start(drawn, rows.x, stages[0][0], norm, impl)
         steps_before = 0
         for number, (eps, steps) in enumerate(stages):
             last = number + 1 == len(stages)
             if self.large_eps:
-                x = project_ball_and_box(x, rows.x, eps)
+                x = self._projected(x, rows.x, eps)
                 draws.skip(rows.x)
 
             def inner(share: float, before: int = steps_before, steps: int = steps) -> None:
                 watch((before + share * steps) / self.steps)
 
             plan = self._plan(eps, steps, last)
-            run = Run(oracle, plan, x, rows.x, rows.labels, targets, runs)(inner)
+            run = Run(oracle, plan, x.clamp(0.0, 1.0), rows.x, rows.labels, targets, runs)(inner)
             if last:
                 return run
             x = run.best
             steps_before += steps
         raise AssertionError("there is a last stage")
+
+    def _projected(self, x: Tensor, x0: Tensor, eps: float) -> Tensor:
+        return x + l1_box_correction(x - x0, x0, eps=eps, impl=self._impl())
 
     def _stages(self) -> list[tuple[float, int]]:
         """(eps, steps) of each."""
@@ -197,9 +203,6 @@ class APGD(SearchAttack):
         return [(times * self.eps, count) for times, count in zip(LARGER, steps, strict=True)]
 
     def _plan(self, eps: float, steps: int, last: bool) -> Plan:
-        impl = self.impl
-        if not self.fold and impl == "auto":
-            impl = "reference"  # in l2 only it has the published bits
         return Plan(
             eps=eps,
             norm=self.norm.lower(),
@@ -209,8 +212,12 @@ class APGD(SearchAttack):
             rho=self.rho,
             leaves=self.fold and last,
             given=self.large_eps,
-            impl=impl,
+            impl=self._impl(),
         )
+
+    def _impl(self) -> str:
+        """In l2 and l1 only the reference has the published bits."""
+        return "reference" if self.impl == "auto" and not self.fold else self.impl
 
 
 class APGDT(APGD):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from advfast.attacks.rows import _Selectable
+from advfast.kernels import apgd_l1_step
 
 REDUCTION = 1.5
 """What a step is divided by when the number of changed pixels has settled, and that number for the next step's."""
@@ -18,8 +19,6 @@ LEAST_STEP = 10.0
 """Times that the smallest step goes into eps."""
 _SETTLED = 0.95
 _FIRST_SHARE = 0.2
-_PASSES = 100
-_TOLERANCE = 1e-6
 
 
 def _flat(v: Tensor) -> Tensor:
@@ -31,50 +30,13 @@ def over(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (x.dim() - 1))
 
 
-def project_ball_and_box(x: Tensor, x0: Tensor, eps: float) -> Tensor:
-    """The Euclidean projection of x onto {||z - x0||_1 <= eps, 0 <= z <= 1} (proposition 2.1), x0 in the box.
-
-    |z - x0| is min(|x - x0| - beyond, max(|x - x0| - shift, 0)) with one shift >= 0 a sample, `beyond` being what lies
-    outside the box. Its sum falls in the shift along straight lines: Newton's method ends on the right one; where it
-    would leave the interval that holds the solution, the interval is halved.
-    """
-    delta = _flat(x - x0)
-    size = delta.abs()
-    beyond = torch.maximum(_flat(x) - 1, -_flat(x)).clamp(min=0.0).minimum(size)
-    room = size - beyond
-    shift = low = torch.zeros_like(size[:, :1])
-    high = size.amax(1, keepdim=True) if size.shape[1] else low
-    left = room
-    for _ in range(_PASSES):
-        excess = left.sum(1, keepdim=True) - eps
-        above = excess > 0
-        # A row that is inside as it is keeps the shift 0.
-        goes = (excess.abs() > _TOLERANCE * eps) & (above | (shift > 0))
-        if not bool(goes.any()):
-            break
-        low, high = torch.where(above, shift, low), torch.where(above, high, shift)
-        sloping = ((beyond <= shift) & (shift < size)).sum(1, keepdim=True)
-        newton = shift + excess / sloping
-        good = (newton > low) & (newton < high)
-        shift = torch.where(goes, torch.where(good, newton, (low + high) / 2), shift)
-        left = torch.minimum(room, (size - shift).clamp(min=0.0))
-    total = left.sum(1, keepdim=True)
-    left = left * torch.where(total > eps, eps / total, 1.0)
-    return (x0 + (delta.sign() * left).reshape(x0.shape)).clamp(0.0, 1.0)
-
-
 def step(
-    x: Tensor, x0: Tensor, gradient: Tensor, size: Tensor, share: Tensor, eps: float
+    x: Tensor, x0: Tensor, gradient: Tensor, size: Tensor, share: Tensor, eps: float, impl: str
 ) -> Tensor:
     """The next iterates: a move of l1 length `size` [B], equal in all pixels of the `share` [B] with most gradient."""
-    magnitude = _flat(gradient.abs())
-    pixels = magnitude.shape[1]
+    pixels = x.shape[1:].numel()
     rank = ((1.0 - share) * pixels).clamp(min=0, max=pixels - 1).long()
-    least = magnitude.sort(1).values.gather(1, rank[:, None])
-    direction = torch.where(magnitude >= least, _flat(gradient).sign(), 0.0)
-    length = direction.abs().sum(1, keepdim=True) + 1e-10
-    moved = (over(size, x) * direction.reshape(x.shape)) / over(length, x)
-    return project_ball_and_box(x + moved, x0, eps)
+    return apgd_l1_step(x, x0, gradient, size, rank, eps=eps, impl=impl)
 
 
 def support(x: Tensor, x0: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Plan:
         leaves: a row ends with the first adversarial iterate, and leaves the batch. If not, all rows take all steps,
             and the last adversarial iterate counts.
         given: the start is the result of an earlier stage (l1).
-        impl: of the fused step.
+        impl: of the fused ops.
     """
 
     eps: float
@@ -212,7 +212,7 @@ class Run:
         if self._sparsity is not None:
             self._keep_best()
             rows.x = apgd_l1.step(
-                rows.x, rows.x0, rows.gradient, rows.step, self._sparsity.share, plan.eps
+                rows.x, rows.x0, rows.gradient, rows.step, self._sparsity.share, plan.eps, plan.impl
             )
             return
         following = apgd_step_(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from advfast.kernels import random_start
+from advfast.kernels import l1_box_correction, random_start
 
-from .apgd_l1 import over, project_ball_and_box
+from .apgd_l1 import over
 
 _TINY = 1e-12
 
@@ -24,8 +24,8 @@ class Draws:
             published implementation asks torch's generator of the CPU for them.
     """
 
-    def __init__(self, rng: str, seed: int, norm: str, impl: str) -> None:
-        self._seed, self._norm, self._impl = seed, norm, impl
+    def __init__(self, rng: str, seed: int, norm: str) -> None:
+        self._seed, self._norm = seed, norm
         self._generator: torch.Generator | None = None
         if rng == "upstream":
             self._generator = torch.Generator().manual_seed(seed)
@@ -45,7 +45,6 @@ class Draws:
         drawn = random_start(
             torch.zeros_like(x0), eps=1.0, norm="linf" if cube else "l2", bounds=None,
             seed=self._seed, offset=run, sample_ids=ids,
-            impl="auto",
         )  # fmt: skip
         if cube:
             return drawn
@@ -57,10 +56,10 @@ class Draws:
             torch.randn(x0.shape, generator=self._generator)
 
 
-def start(drawn: Tensor, x0: Tensor, eps: float, norm: str) -> Tensor:
-    """x0 moved along a drawn direction to the sphere (l1: x0 + drawn projected onto ball and box), in the box."""
+def start(drawn: Tensor, x0: Tensor, eps: float, norm: str, impl: str) -> Tensor:
+    """x0 moved along a drawn direction to the sphere (l1: x0 + drawn projected onto ball and box); not yet clamped."""
     if norm == "l1":
-        return project_ball_and_box(x0 + drawn, x0, eps)
+        return x0 + drawn + l1_box_correction(drawn, x0, eps=eps, impl=impl)
     flat = _flat(drawn)
     size = flat.abs().amax(1) if norm == "linf" else (flat**2).sum(1).sqrt()
-    return (x0 + eps * torch.ones_like(x0) * (drawn / (over(size, x0) + _TINY))).clamp(0.0, 1.0)
+    return x0 + eps * torch.ones_like(x0) * (drawn / (over(size, x0) + _TINY))

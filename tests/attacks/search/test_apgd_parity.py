@@ -1,4 +1,4 @@
-"""APGD against pyautoattack: the same starts, the same iterates, bit for bit in linf and l2."""
+"""APGD against pyautoattack: the same starts, the same iterates, bit for bit."""
 
 import pytest
 import torch
@@ -63,14 +63,16 @@ def test_the_same_bits(norm, settings):
 
 
 @pytest.mark.parametrize("settings", L1_CASES, ids=str)
-def test_the_same_outcomes_in_l1(settings):
+def test_the_same_bits_in_l1(settings):
     network, (x, y) = robust_network(), images(128)
     expected = theirs(network, "l1", x, y, seed=5, **settings)
     broken = network(expected).argmax(1) != y
     assert 0 < broken.sum() < len(y)
-    for fold in (False, True):
-        ours = APGD(network, EPS["l1"], norm="l1", seed=5, rng="upstream", fold=fold, **settings)
-        assert torch.equal(network(ours(x, y)).argmax(1) != y, broken)
+    ours = APGD(network, EPS["l1"], norm="l1", seed=5, rng="upstream", fold=False, **settings)
+    assert torch.equal(ours(x, y), expected)
+    ours.fold = True
+    # Which pixels move is a comparison that rounding may decide, and a run of 50 steps in l1 depends on it.
+    assert ((network(ours(x, y)).argmax(1) != y) != broken).sum() <= 4
 
 
 def test_labels_that_are_not_given_are_the_predictions():
