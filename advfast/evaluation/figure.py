@@ -51,7 +51,7 @@ def draw_report(stream: BinaryIO, report: EvalReport) -> None:
     _draw_attacks(left, report, colours)
     for axes in right:
         (_draw_heat if heat else _draw_bars)(axes, report, classes, colours)
-    figure.suptitle(report._heading(), fontsize=10)
+    figure.suptitle(report.heading(), fontsize=10)
     figure.savefig(stream, format="png", dpi=120)
 
 

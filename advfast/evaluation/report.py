@@ -2,69 +2,34 @@
 
 from __future__ import annotations
 
-import math
-import platform
 import warnings as python_warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
-
+from advfast.attacks.sanity import Finding, Sweep
 from advfast.files import write_atomic, write_json, write_text
 
-from .figure import draw_report
-from .picture import PictureSkipped
+from .accuracy import Accuracy as Accuracy
+from .confusion import Confusion
+from .content import fields_of, plain
+from .examples import Example
+from .text import table_of
+from .words import radius
+from .words import versions as versions
 
-_FORMAT = "advfast-evaluation-1"
-_Z95 = 1.959963984540054
-"""Two-sided 95 % point of the normal distribution."""
-
-_CLASSES_SHOWN = 20
 JSON, TEXT, FIGURE = "evaluation.json", "evaluation.txt", "evaluation.png"
-
-
-def versions() -> dict[str, str]:
-    from advfast import __version__
-
-    return {
-        "advfast": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
+PAGE, CURVES, EXAMPLES = "evaluation.html", "evaluation-curves.png", "evaluation-examples.png"
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """`correct` of `total` samples."""
+class Cost:
+    """Images that went through the model in an attack, `backwards` of them with a gradient."""
 
-    correct: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        return self.correct / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval: the uncertainty from the number of samples, not from training."""
-        n, p, z = self.total, self.value, _Z95
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.value:.1f} %  (95 % interval {100 * low:.1f} .. {100 * high:.1f}, n = {self.total})"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "accuracy": self.value,
-            "correct": self.correct,
-            "total": self.total,
-            "interval_95": list(self.interval),
-        }
+    forwards: int
+    backwards: int
 
 
 @dataclass(frozen=True)
@@ -86,6 +51,14 @@ class EvalReport:
         warnings: what makes a number doubtful, in words; empty when all is well.
         errors: attack -> why it has no result.
         versions: of advfast, torch and Python.
+        stages: attack -> part -> Accuracy after that part and those before it, of an attack of several parts.
+        confusion: attack -> what the samples of each class were taken for under it.
+        costs: attack -> images that went through the model, where the attack counts them.
+        findings: reasons to doubt the robust accuracies, each with what to try.
+        curves: PGD against its radius and its steps on the first batch; None where it was not asked for.
+        examples: the surest of the samples that the strongest attack broke, surest first.
+        reproduce: "call" and, from the command line, "command": what gives this report again.
+        fingerprint: settings, weights and data, where it was written to a folder; see `evaluate` on `resume`.
     """
 
     results: dict[str, Accuracy]
@@ -103,6 +76,14 @@ class EvalReport:
     warnings: tuple[str, ...] = ()
     errors: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=versions)
+    stages: dict[str, dict[str, Accuracy]] = field(default_factory=dict)
+    confusion: dict[str, Confusion] = field(default_factory=dict)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    curves: Sweep | None = None
+    examples: tuple[Example, ...] = ()
+    reproduce: dict[str, str] = field(default_factory=dict)
+    fingerprint: dict[str, Any] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -132,120 +113,56 @@ class EvalReport:
             rows["worst"] = self.worst
         return rows
 
+    def strongest(self) -> str | None:
+        """The attack with the lowest accuracy, other than "clean"; None without any."""
+        attacked = {name: found for name, found in self.results.items() if name != "clean"}
+        return min(attacked, key=lambda name: attacked[name].correct, default=None)
+
     def name_of(self, number: int) -> str:
         """A class in words: its number, and its name if known."""
         names = self.class_names
         known = names is not None and number < len(names) and names[number] != str(number)
         return f"{number} {names[number]}" if names is not None and known else str(number)
 
-    def __str__(self) -> str:
-        blocks = [self._heading(), _aligned(self._accuracies()), self._classes()]
-        blocks += [f"{name}: no result: {reason}" for name, reason in self.errors.items()]
-        blocks += [f"warning: {warning}" for warning in self.warnings]
-        return "\n\n".join(block for block in blocks if block)
-
-    def _heading(self) -> str:
+    def heading(self) -> str:
+        """What was evaluated, in one line."""
         parts = [part for part in (self.model, self.data) if part]
         what = f"{' on '.join(parts)}: " if parts else ""
-        return f"{what}{self.samples} samples, {self.norm} eps {self.eps:.4g}"
+        return f"{what}{self.samples} samples, {self.norm} eps {radius(self.eps, self.norm)}"
 
-    def _accuracies(self) -> list[list[str]]:
-        table = [["attack", "accuracy", "95 % interval", "right", "seconds"]]
-        for name, accuracy in self.rows().items():
-            low, high = accuracy.interval
-            seconds = self.attack_seconds.get(name)
-            table.append(
-                [
-                    name,
-                    f"{100 * accuracy.value:.1f} %",
-                    f"[{100 * low:.1f}, {100 * high:.1f}]",
-                    f"{accuracy.correct}/{accuracy.total}",
-                    "" if seconds is None else f"{seconds:.1f}",
-                ]
-            )
-        return table
-
-    def _classes(self) -> str:
-        if not self.per_class:
-            return ""
-        attacks = list(self.per_class)
-        last = self.per_class[attacks[-1]]
-        shown, note = sorted(last), ""
-        if len(shown) > _CLASSES_SHOWN:
-            shown = sorted(last, key=lambda number: (last[number].value, number))[:_CLASSES_SHOWN]
-            note = (
-                f"\nthe {_CLASSES_SHOWN} of {len(last)} classes that are lowest under {attacks[-1]}"
-            )
-        table = [["class", "samples", *attacks]]
-        for number in shown:
-            cells = [f"{100 * self.per_class[name][number].value:.1f} %" for name in attacks]
-            table.append([self.name_of(number), str(last[number].total), *cells])
-        return _aligned(table) + note
+    def __str__(self) -> str:
+        return table_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; `from_dict` takes them back."""
-        return {
-            "format": _FORMAT,
-            "model": self.model,
-            "data": self.data,
-            "samples": self.samples,
-            "eps": self.eps,
-            "norm": self.norm,
-            "seconds": self.seconds,
-            "results": {name: accuracy.to_dict() for name, accuracy in self.results.items()},
-            "worst": None if self.worst is None else self.worst.to_dict(),
-            "per_class": {
-                name: {
-                    str(number): {"correct": accuracy.correct, "total": accuracy.total}
-                    for number, accuracy in classes.items()
-                }
-                for name, classes in self.per_class.items()
-            },
-            "class_names": None if self.class_names is None else list(self.class_names),
-            "attacks": self.attacks,
-            "attack_seconds": self.attack_seconds,
-            "settings": self.settings,
-            "warnings": list(self.warnings),
-            "errors": self.errors,
-            "versions": self.versions,
-        }
+        return plain(self)
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> EvalReport:
-        """The report that `to_dict` was made from.
+    def from_dict(cls, written: dict[str, Any]) -> EvalReport:
+        """The report that `to_dict` was made from, also by an older version; without the images of the examples.
 
         Raises:
-            ValueError: `content` is no such dictionary.
+            ValueError: it is no such dictionary.
         """
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            got = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"expected an evaluation of format {_FORMAT}, got {got!r}")
-        names = content["class_names"]
-        return cls(
-            results={name: _accuracy(found) for name, found in content["results"].items()},
-            eps=content["eps"],
-            norm=content["norm"],
-            seconds=content["seconds"],
-            worst=None if content["worst"] is None else _accuracy(content["worst"]),
-            per_class={
-                name: {int(number): _accuracy(found) for number, found in classes.items()}
-                for name, classes in content["per_class"].items()
-            },
-            class_names=None if names is None else tuple(names),
-            attacks=dict(content["attacks"]),
-            attack_seconds=dict(content["attack_seconds"]),
-            model=content["model"],
-            data=content["data"],
-            settings=dict(content["settings"]),
-            warnings=tuple(content["warnings"]),
-            errors=dict(content["errors"]),
-            versions=dict(content["versions"]),
-        )
+        return cls(**fields_of(written))
 
-    def save(self, folder: str | Path) -> list[Path]:
+    def html(self) -> str:
+        """One page that opens without a network, figures inside.
+
+        Without matplotlib it has no figures.
+        """
+        from .page import render
+
+        return render(self)
+
+    def save(self, folder: str | Path, *, page: bool = False) -> list[Path]:
         """Writes evaluation.json, evaluation.txt and evaluation.png, each whole or not at all; replaces older ones.
 
         Without matplotlib there is no PNG, and a warning says so.
+
+        Args:
+            page: also evaluation.html, and, where there is something to draw, evaluation-curves.png and
+                evaluation-examples.png.
 
         Returns:
             The files.
@@ -253,30 +170,31 @@ class EvalReport:
         Raises:
             OSError: a file cannot be written, with the reason; those before it are there.
         """
+        from .figures import drawn
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / JSON, self.to_dict())
         write_text(folder / TEXT, f"{self}\n")
         written = [folder / JSON, folder / TEXT]
-        try:
-            write_atomic(folder / FIGURE, lambda stream: draw_report(stream, self))
-        except PictureSkipped as reason:
-            (folder / FIGURE).unlink(missing_ok=True)  # it would be of an older evaluation
-            python_warnings.warn(str(reason), RuntimeWarning, stacklevel=2)
+        figures, reason = drawn(self, (FIGURE, CURVES, EXAMPLES) if page else (FIGURE,))
+        for name in (FIGURE, CURVES, EXAMPLES):
+            # What is there already would be of an older evaluation.
+            (folder / name).unlink(missing_ok=True)
+        for name, picture in figures.items():
+            write_atomic(folder / name, partial(_write, picture))
+            written.append(folder / name)
+        if page:
+            from .page import render
+
+            write_text(folder / PAGE, render(self, figures))
+            written.append(folder / PAGE)
         else:
-            written.append(folder / FIGURE)
+            (folder / PAGE).unlink(missing_ok=True)
+        if reason:
+            python_warnings.warn(reason, RuntimeWarning, stacklevel=2)
         return written
 
 
-def _accuracy(content: dict[str, Any]) -> Accuracy:
-    return Accuracy(int(content["correct"]), int(content["total"]))
-
-
-def _aligned(table: list[list[str]]) -> str:
-    """First column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = []
-    for first, *others in table:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
-    return "\n".join(lines)
+def _write(content: bytes, stream: BinaryIO) -> None:
+    stream.write(content)

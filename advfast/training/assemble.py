@@ -209,6 +209,7 @@ def make_run(
                 norm=a.norm,
                 seed=a.seed,
                 shard=(ranks.rank, ranks.world),
+                sanity=False,
             )
             clean = report["clean"]
             right = [clean.correct, report[VAL_ATTACK].correct, clean.total]

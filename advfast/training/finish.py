@@ -49,6 +49,7 @@ def _finished(run: Run, parts: RunData, progress: bool) -> TrainResult:
             attacks=TEST_ATTACKS,
             eps=config["eps"],
             norm=config["norm"],
+            sanity=False,
             progress=progress,
         )
 

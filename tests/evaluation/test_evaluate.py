@@ -1,6 +1,3 @@
-import sys
-from functools import partial
-
 import pytest
 import torch
 from torch import nn
@@ -393,17 +390,3 @@ def test_all_labels_are_looked_at_before_the_first_attack(linear):
             model, (images, labels), attacks=[lambda m, x, y: attacked.append(x)], batch_size=8
         )
     assert attacked == []
-
-
-def test_bar_shows_the_attack_and_the_accuracy(cnn, monkeypatch, capsys):
-    module = sys.modules["advfast.evaluation.evaluate"]
-    monkeypatch.setattr(module, "tqdm", partial(module.tqdm, mininterval=0))
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    model, images, labels = cnn
-    report = evaluate(model, (images, labels), eps=EPS, batch_size=45, progress=True)
-    shown = capsys.readouterr().err
-    assert "pgd-20" in shown
-    assert f"{100 * report['pgd-20'].value:.1f} % right" in shown
-    assert "images/s" in shown
-    evaluate(model, (images, labels), eps=EPS)
-    assert capsys.readouterr().err == ""

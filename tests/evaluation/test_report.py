@@ -15,7 +15,8 @@ EPS = 0.1
 @pytest.fixture
 def report(cnn):
     model, images, labels = cnn
-    report = evaluate(model, (images, labels), attacks=("clean", "pgd-1", "pgd-5"), eps=EPS)
+    attacks = ("clean", "pgd-1", "pgd-5")
+    report = evaluate(model, (images, labels), attacks=attacks, eps=EPS, sanity=False)
     return replace(report, class_names=("cat", "ant", "2"))
 
 
@@ -53,6 +54,10 @@ def test_text_is_an_aligned_table(report):
     names = [line.split("  ")[0] for line in classes.splitlines()]
     assert names == ["class", "0 cat", "1 ant", "2"]
     assert len({len(line) for line in classes.splitlines()}) == 1
+    assert "mostly taken for (pgd-5)" in classes.splitlines()[0]
+    for number, line in enumerate(classes.splitlines()[1:]):
+        taken, count = report.confusion["pgd-5"].mostly(number)
+        assert line.endswith(f"  {report.name_of(taken)}, {count}x")
 
 
 def test_many_classes_are_cut_short():

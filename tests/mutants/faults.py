@@ -80,7 +80,7 @@ FILES = "advfast/files.py"
 LOADER = "advfast/data/loader.py"
 RANDOM = "advfast/data/randomness.py"
 AUGMENT = "advfast/data/augment.py"
-EVALUATE = "advfast/evaluation/evaluate.py"
+EVALUATE = "advfast/evaluation/batch.py"
 
 
 @dataclass(frozen=True)
@@ -426,7 +426,7 @@ FAULTS = [
     # --- data and evaluation
     fault("data", "same order every epoch", RANDOM, "words = np.array([seed % _WORD, seed // _WORD, epoch, purpose]", "words = np.array([seed % _WORD, seed // _WORD, 0, purpose]"),
     fault("data", "last batch of one kept", LOADER, "return whole + (rest > 1) or 1", "return whole + (rest > 0)"),
-    fault("evaluate", "broken samples count as right", EVALUATE, "right[entry.name] = clean.index_put((left,), still).cpu()", "right[entry.name] = (~clean).index_put((left,), still).cpu()"),
-    fault("evaluate", "NaN counts as right", EVALUATE, "return (logits.argmax(1) == labels) & ~nan, nan", "return logits.argmax(1) == labels, nan"),
-    fault("evaluate", "sample numbers not passed on", EVALUATE, "images[left], labels[left], numbers[left]", "images[left], labels[left], numbers[: len(left)]"),
+    fault("evaluate", "broken samples count as right", EVALUATE, "self.clean.index_put((left,), predicted).cpu()", "outcome.labels.int().index_put((left.cpu(),), predicted.cpu())"),
+    fault("evaluate", "NaN counts as right", EVALUATE, ".masked_fill(logits.isnan().any(1), -1)", ""),
+    fault("evaluate", "sample numbers not passed on", EVALUATE, "self.labels[left], self.numbers[left]", "self.labels[left], self.numbers[: len(left)]"),
 ]  # fmt: skip
