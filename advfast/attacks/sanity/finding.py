@@ -58,12 +58,12 @@ class Sweep:
         accuracy: robust accuracy at each of them, among samples that are right when clean (1.0 at radius 0).
         steps: numbers of steps, rising.
         step_accuracy: robust accuracy after so many steps at the radius of the evaluation.
-        step_loss: mean cross-entropy there.
+        step_loss: mean loss there, cross-entropy if the attack is not told otherwise.
         samples: how many samples it was measured on.
         findings: what looks wrong about the two curves.
         widest_eps: the radius that reaches every point of the box, where no robustness can be left; and
         widest_accuracy: what was left. NaN where nothing was measured.
-        start_loss: mean cross-entropy at the random start, before any step.
+        start_loss: mean loss at the random start, before any step.
     """
 
     eps: list[float]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advfast.attacks import checks
-from advfast.attacks.losses import ce
+from advfast.attacks.losses import LOSSES
 from advfast.attacks.outputs import Output
 from advfast.attacks.pgd import PGDAttack
 from advfast.attacks.state import bare_model, model_device
@@ -24,6 +24,7 @@ from .probe import Probe
 EPS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Radii, in units of that of the evaluation."""
 STEPS = (1, 2, 5, 10, 20, 50)
+_LOSSES = ("ce", "margin", "dlr")
 _USUAL = 20
 """Steps at each radius."""
 _NEAR_ZERO = 0.05
@@ -50,7 +51,7 @@ def sweep(
     """Accuracy of PGD against its radius and its number of steps, on samples that are right when clean.
 
     Against the radius: 20 steps of a quarter of it. Against the steps, at `eps`: n steps of 2.5 eps / n, within eps/4
-    and eps, so that one step is a full one. One random start each, cross-entropy, last iterate. Codes: "eps-flat",
+    and eps, so that one step is a full one. One random start each, last iterate. Codes: "eps-flat",
     "steps-flat", "loss-not-rising", "single-step-stronger", "no-gradient".
 
     Cost: 208 gradients and as many forward passes of each sample (times `eot`). The model is left as it was found, no
@@ -63,7 +64,8 @@ def sweep(
         eps, norm: of the evaluation; with eps 0 there is nothing to attack, and both curves hold the clean accuracy.
         seed: of the random starts.
         samples: most that are used.
-        loss, eot, precision: as for `PGDAttack`.
+        loss: "ce", "margin" or "dlr"; the curve of the loss is of this one.
+        eot, precision: as for `PGDAttack`.
         output: where the logits are in what the model returns.
 
     Raises:
@@ -75,6 +77,7 @@ def sweep(
     norm = check_norm("sweep", norm)
     checks.check_count("samples", samples, 1)
     checks.check_count("seed", seed, 0)
+    checks.check_choice("loss", loss, _LOSSES)
     model = bare_model(model)
     checks.check_images(images, model)
     labels = checks.classes_of(checks.check_labels(labels, images))
@@ -120,14 +123,15 @@ class _Runs:
     """Whether there is a gradient; without one only the random starts are looked at."""
 
     def at(self, eps: float, alpha: float, steps: int) -> tuple[float, float]:
-        """(accuracy, mean cross-entropy)"""
+        """(accuracy, mean loss)"""
         self.pgd.eps, self.pgd.alpha, self.pgd.steps = eps, alpha, steps if self.follows else 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NaN in gradients shows in the curve
             found = self.pgd(self.x, self.labels)
         logits = self.probe.logits(found)
         right = (logits.argmax(1) == self.labels).double().mean()
-        return float(right), float(ce(logits, self.labels).double().mean())
+        loss = LOSSES[str(self.pgd.loss)]
+        return float(right), float(loss(logits, self.labels).double().mean())
 
     def measure(self, blind: str) -> Sweep:
         linf = self.pgd.norm == "linf"
@@ -208,7 +212,7 @@ def _eps_flat(of: Sweep, noise: float) -> Iterator[Finding]:
 
 def _steps_flat(of: Sweep) -> Iterator[Finding]:
     last, best = of.step_loss[-1], max(of.step_loss)
-    if not last > of.start_loss * (1 + _STILL):
+    if not last > of.start_loss + _STILL * abs(of.start_loss):
         yield Finding(
             "steps-flat",
             f"{of.steps[-1]} steps of PGD end with a loss of {last:.4g}, random points of the ball have "
@@ -216,7 +220,7 @@ def _steps_flat(of: Sweep) -> Iterator[Finding]:
             "look for a zero gradient (advfast.bpda), try loss='dlr', and EoT",
             {"start_loss": of.start_loss, "loss": last, "accuracy": of.step_accuracy[-1]},
         )
-    elif last < best * (1 - _LOSS_NOISE) - _LOSS_NOISE:
+    elif last < best - _LOSS_NOISE * (1 + abs(best)):
         where = of.steps[of.step_loss.index(best)]
         yield Finding(
             "loss-not-rising",
