@@ -28,6 +28,7 @@ _NTK = ("ntk_rows", "ntk_patch_gram", "ntk_gram_", "ntk_chain_", "ntk_hadamard_"
 _APGD = ("apgd_step_", "apgd_l1_step", "l1_box_correction")
 OPS = (
     "pgd_step_", "project_", "random_start", "conv2d_input_grad", *_ACTIVATIONS, "row_hash", "hyperplane_project",
+    "square_window", "square_accept_",
     *_NTK,
     *_APGD,
 )  # fmt: skip
@@ -36,6 +37,7 @@ NOT_MADE = "it is not made for this op"
 
 _NOT_MADE: dict[str, tuple[str, ...]] = {"conv2d_input_grad": ("cuda", "triton")}
 _NOT_MADE |= dict.fromkeys((*_ACTIVATIONS, "row_hash", "ntk_rows", "ntk_patch_gram"), ("cuda",))
+_NOT_MADE |= dict.fromkeys(("square_window", "square_accept_"), ("cuda",))
 _NOT_MADE |= {
     "ntk_gram_": ("cpp", "cuda", "triton"),
     "hyperplane_project": ("cuda", "triton"),
@@ -54,6 +56,7 @@ _FLOAT32: dict[str, tuple[str, ...]] = {
 }
 _FLOAT32 |= {"random_start": ("cuda", "triton"), "conv2d_input_grad": ("cpp",), "row_hash": ()}
 _FLOAT32 |= {"hyperplane_project": ()}
+_FLOAT32 |= dict.fromkeys(("square_window", "square_accept_"), ("triton",))
 _FLOAT32 |= dict.fromkeys(_NTK, ("cpp", "cuda", "triton"))
 _FLOAT32 |= {"apgd_step_": ("triton",)}
 """Implementations that take float32 alone."""

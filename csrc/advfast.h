@@ -116,6 +116,24 @@ struct HyperplaneArgs {
 };
 void hyperplane_project_cpu(const HyperplaneArgs& args, int threads);
 
+// A query of the linf Square attack: the window of each sample, for all [n, C, H, W] in `layout`.
+struct SquareArgs {
+    const void* best = nullptr;        // [n, D]
+    const void* other = nullptr;       // window: the clean images; accept: the candidates
+    void* out = nullptr;               // window: the candidates; accept: the best images
+    const int64_t* places = nullptr;   // [n, 2] top row, left column
+    const void* signs = nullptr;       // window: [n, C]
+    const uint8_t* improved = nullptr; // accept: [n]
+    int64_t batch = 0, channels = 1, height = 1, width = 1, window_h = 1, window_w = 1;
+    double eps = 0.0;
+    Layout layout = Layout::nchw;
+    DType dtype = DType::f32; // f32 or f64
+};
+// out = best, inside the window clamp(best + 2 eps sign) to the ball around the clean image and the box [0, 1].
+void square_window_cpu(const SquareArgs& args, int threads);
+// out = candidate inside the windows of the samples that improved.
+void square_accept_cpu(const SquareArgs& args, int threads);
+
 // The ntk family: products of per-sample weight gradients of one layer, see advfast/kernels/ntk/reference.py.
 enum class Precision : int { fp32 = 0, tf32 = 1, bf16 = 2, bf16x3 = 3 };
 

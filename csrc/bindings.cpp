@@ -128,6 +128,21 @@ HyperplaneArgs hyperplane_args(Address points, Address w, Address b, Address out
     return args;
 }
 
+SquareArgs square_args(Address best, Address other, Address out, Address places, Address signs, Address improved,
+                       std::array<int64_t, 4> shape, std::array<int64_t, 2> window, double eps, int layout, int dtype) {
+    SquareArgs args;
+    args.best = pointer<const void>(best), args.other = pointer<const void>(other), args.out = pointer<void>(out);
+    args.places = pointer<const int64_t>(places);
+    args.signs = pointer<const void>(signs);
+    args.improved = pointer<const uint8_t>(improved);
+    args.batch = shape[0], args.channels = shape[1], args.height = shape[2], args.width = shape[3];
+    args.window_h = window[0], args.window_w = window[1];
+    args.eps = eps;
+    args.layout = static_cast<Layout>(layout);
+    args.dtype = static_cast<DType>(dtype);
+    return args;
+}
+
 using Side = std::tuple<Address, Address, Address, int64_t, int64_t, int64_t, int64_t>; // members of NtkSide
 
 NtkSide ntk_side(const Side& given) {
@@ -175,6 +190,8 @@ PYBIND11_MODULE(_C, m) {
     m.attr("gate_cpu") = on_cpu(activation_args, gate_cpu);
     m.attr("row_hash_cpu") = on_cpu(hash_args, row_hash_cpu);
     m.attr("hyperplane_project_cpu") = on_cpu(hyperplane_args, hyperplane_project_cpu);
+    m.attr("square_window_cpu") = on_cpu(square_args, square_window_cpu);
+    m.attr("square_accept_cpu") = on_cpu(square_args, square_accept_cpu);
     m.attr("ntk_rows_cpu") = on_cpu(ntk_args, ntk_rows_cpu);
     m.attr("ntk_patch_gram_cpu") = on_cpu(ntk_args, ntk_patch_gram_cpu);
     m.attr("ntk_chain_cpu") = on_cpu(ntk_args, ntk_chain_cpu);

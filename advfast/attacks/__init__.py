@@ -15,4 +15,5 @@ from .search.apgd import APGD as APGD
 from .search.apgd import APGDT as APGDT
 from .search.fab import FAB as FAB
 from .search.fab import FABT as FABT
+from .search.square import Square as Square
 from .tpgd import TPGD as TPGD

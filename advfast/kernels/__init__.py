@@ -20,3 +20,5 @@ from .ntk import ntk_rows as ntk_rows
 from .pgd import pgd_step_ as pgd_step_
 from .pgd import project_ as project_
 from .pgd import random_start as random_start
+from .square import square_accept_ as square_accept_
+from .square import square_window as square_window

@@ -18,7 +18,8 @@ namespace {
 
 #define ADVFAST_KERNELS(isa)                                                                                           \
     isa::pgd_step, isa::random_start, isa::conv_input_grad, isa::relu_bits, isa::gate, isa::row_hash,                  \
-        isa::hyperplane_project, isa::ntk_lanes, isa::ntk_shifts, isa::ntk_pack, isa::ntk_pairs, isa::ntk_rows
+        isa::hyperplane_project, isa::square_window, isa::square_accept, isa::ntk_lanes, isa::ntk_shifts,              \
+        isa::ntk_pack, isa::ntk_pairs, isa::ntk_rows
 
 std::vector<Isa> find_isas() {
     std::vector<Isa> isas;
@@ -175,6 +176,18 @@ void hyperplane_project_cpu(const HyperplaneArgs& args, int threads) {
         std::vector<int64_t> heap(args.norm == Norm::l1 ? static_cast<size_t>(args.dim) : 0);
         chosen.hyperplane_project(args, {begin, end}, heap.data());
     });
+}
+
+void square_window_cpu(const SquareArgs& args, int threads) {
+    const Isa& chosen = isa();
+    parallel_for(args.batch, useful_threads(threads, args.batch * args.channels * args.height * args.width),
+                 [&](int, int64_t begin, int64_t end) { chosen.square_window(args, {begin, end}); });
+}
+
+void square_accept_cpu(const SquareArgs& args, int threads) {
+    const Isa& chosen = isa();
+    parallel_for(args.batch, useful_threads(threads, args.batch * args.channels * args.window_h * args.window_w),
+                 [&](int, int64_t begin, int64_t end) { chosen.square_accept(args, {begin, end}); });
 }
 
 } // namespace advfast

@@ -40,6 +40,8 @@ struct NtkPacked {
     void gate(const ActivationArgs& args, Range chunks);                                                               \
     void row_hash(const RowHashArgs& args, Range rows);                                                                \
     void hyperplane_project(const HyperplaneArgs& args, Range rows, int64_t* heap);                                    \
+    void square_window(const SquareArgs& args, Range samples);                                                         \
+    void square_accept(const SquareArgs& args, Range samples);                                                         \
     int64_t ntk_lanes();                                                                                               \
     void ntk_shifts(const NtkArgs& args, int32_t* columns, int32_t* starts, int32_t* set);                             \
     void ntk_pack(const NtkArgs& args, const NtkPlan& plan, bool right, int64_t sample, float* patches, float* grads); \
@@ -86,6 +88,8 @@ struct Isa {
     void (*gate)(const ActivationArgs&, Range);
     void (*row_hash)(const RowHashArgs&, Range);
     void (*hyperplane_project)(const HyperplaneArgs&, Range, int64_t*);
+    void (*square_window)(const SquareArgs&, Range);
+    void (*square_accept)(const SquareArgs&, Range);
     int64_t (*ntk_lanes)();
     void (*ntk_shifts)(const NtkArgs&, int32_t*, int32_t*, int32_t*);
     void (*ntk_pack)(const NtkArgs&, const NtkPlan&, bool, int64_t, float*, float*);

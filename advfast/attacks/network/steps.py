@@ -127,6 +127,8 @@ class ConvStep(Step):
         if not self.relu:
             return x.shape, None
         if state.fused:
+            if not run.backwards:
+                return None
             return x.shape, (positive_bits_op(y, "auto"), y.stride(), y.dtype)
         return x.shape, through_relu(y)
 

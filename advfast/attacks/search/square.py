@@ -1,0 +1,214 @@
+"""The Square attack: random windows, kept where they lower the margin. No gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from advfast.attacks import checks
+from advfast.attacks.outputs import Output
+from advfast.attacks.rows import _Selectable
+
+from .base import Found, Points, SearchAttack, Watch
+from .oracle import Oracle
+from .square_draws import Draws, KeyedDraws, PublishedDraws
+from .square_moves import Moves
+from .square_windows import image_sides, share, window_sides
+
+LOSSES = ("margin", "ce")
+_MOST_QUERIES = 2**31
+_MOST_RESTARTS = 2**15
+
+
+@dataclass
+class _Left(_Selectable):
+    """The samples of a run that are not solved.
+
+    Attributes:
+        best: [n, C, H, W] image of the lowest loss so far.
+        x0: [n, C, H, W] the clean images.
+        labels: [n] int64.
+        at: [n] int64, which of the run's samples they are.
+        margin, loss: [n] of `best`.
+    """
+
+    best: Tensor
+    x0: Tensor
+    labels: Tensor
+    at: Tensor
+    margin: Tensor
+    loss: Tensor
+
+
+class Square(SearchAttack):
+    """The Square attack, without gradients: what it breaks, a gradient attack that missed it has been misled.
+
+    It begins at vertical stripes (l2, l1: a grid of patterns). Each query moves a window of the best image so far, one
+    sign a channel, and keeps the candidate if the loss falls or the sample is misclassified. The window shrinks by a
+    schedule. A sample that is misclassified is asked no more.
+
+    Images of two axes [C, L] are one row high and vectors one channel of one row; what lies before the last two axes of
+    a 5-d batch counts as channels. Where a square window would be larger than a side, it is as long in the other as its
+    share of the image asks for (rng="upstream": it stays a square).
+
+    Args:
+        model, eps: as for `SearchAttack`.
+        norm, seed, fold, precision, batch_size, output: as for `SearchAttack`.
+        queries: candidates of a run; the start is one more pass.
+        restarts: runs; a later one is for samples that the earlier ones left.
+        p_init: share of the image that the first windows cover, above 0 and at most 1.
+        loss: what a candidate must lower: "margin", z_y - max of the others, or "ce", minus the cross-entropy.
+        rescale_schedule: the window shrinks as in a run of 10,000 queries, stretched to `queries`; False: query by
+            query as there, as AutoAttack has it.
+        rng: "philox": window and signs of each sample, keyed by (seed, sample id, query, restart); anywhere in the
+            image. "upstream": one window for the whole batch, drawn as the published implementation does.
+        impl: implementation of the linf window: "auto", "reference", "cpp", "triton".
+
+    Raises:
+        TypeError, ValueError: bad settings, here or (when changed later) at the call.
+
+    Source: Andriushchenko, Croce, Flammarion, Hein, "Square Attack: a query-efficient black-box adversarial attack via
+    random search", ECCV 2020; l1: Croce and Hein, "Mind the box", ICML 2021.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        eps: float = 8 / 255,
+        *,
+        norm: str = "linf",
+        queries: int = 5000,
+        restarts: int = 1,
+        p_init: float = 0.8,
+        loss: str = "margin",
+        rescale_schedule: bool = False,
+        seed: int = 0,
+        rng: str = "philox",
+        fold: bool = True,
+        precision: str = "fp32",
+        batch_size: int | None = None,
+        output: Output = None,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__(
+            model, eps, norm=norm, seed=seed, rng=rng, fold=fold, precision=precision,
+            batch_size=batch_size, output=output, impl=impl,
+        )  # fmt: skip
+        self.queries = queries
+        self.restarts = restarts
+        self.p_init = p_init
+        self.loss = loss
+        self.rescale_schedule = rescale_schedule
+        self.check()
+
+    def check(self) -> None:
+        for setting, most in (("queries", _MOST_QUERIES), ("restarts", _MOST_RESTARTS)):
+            checks.check_count(setting, getattr(self, setting), 1)
+            if getattr(self, setting) > most:
+                raise ValueError(f"{setting} must be at most {most}, got {getattr(self, setting)}")
+        checks.check_choice("loss", self.loss, LOSSES)
+        if not 0 < self.p_init <= 1:
+            raise ValueError(
+                f"p_init is a share of the image, above 0 and at most 1, got {self.p_init}"
+            )
+        super().check()
+
+    def search(self, oracle: Oracle, points: Points, watch: Watch | None = None) -> Found:
+        if points.logits.shape[1] < 2:
+            raise ValueError(
+                f"{type(self).__name__}: the model must have 2 classes or more, got 1 logit"
+            )
+        found = Found(points.x.clone(), torch.zeros_like(points.labels, dtype=torch.bool))
+        generator = torch.Generator().manual_seed(self.seed)
+        for restart in range(self.restarts):
+            left = (~found.success).nonzero()[:, 0]
+            if not len(left):
+                break
+            part = points.selected(left)
+            draws = self._draws(part, restart, generator)
+            x, broken = self._run(oracle, part, draws, _part_of(watch, restart, self.restarts))
+            hit = broken.nonzero()[:, 0]
+            found.x[left[hit]], found.success[left[hit]] = x[hit], True
+        if watch is not None:
+            watch(1.0)
+        return found
+
+    def _draws(self, points: Points, restart: int, generator: torch.Generator) -> Draws:
+        channels = image_sides(points.x.shape[1:])[0]
+        norm = self.norm.lower()
+        if self.rng == "upstream":
+            return PublishedDraws(len(points), generator, channels, norm, points.x)
+        return KeyedDraws(points.ids, self.seed, restart, channels, norm, points.x.dtype)
+
+    def _run(
+        self, oracle: Oracle, points: Points, draws: Draws, watch: Watch
+    ) -> tuple[Tensor, Tensor]:
+        """(images [n, ...], whether each is misclassified [n])."""
+        shape = points.x.shape
+        x0 = points.x if points.x.dim() == 4 else points.x.reshape(-1, *image_sides(shape[1:]))
+        sides = image_sides(shape[1:])
+        published = self.rng == "upstream"
+        # The definition has the published bits.
+        moves = Moves(self.norm.lower(), self.eps, self.impl, "reference" if published else "auto")
+        best = moves.start(x0, draws)
+        logits = oracle.logits(best.view(shape))
+        margin, loss = self._rate(logits, points.labels)
+        result, broken = best.clone(), logits.argmax(1) != points.labels
+        at = torch.arange(len(x0), device=x0.device)
+        left = _Left(best, x0, points.labels, at, margin, loss)
+        left = _go_on(left, draws)
+        for query in range(self.queries):
+            if not len(left.at):
+                break
+            watch(query / self.queries)
+            covered = share(query, self.queries, self.p_init, self.rescale_schedule)
+            window = window_sides(covered, *sides, moves.norm, published)
+            drawn = draws.query(query, (sides[1] - window[0], sides[2] - window[1]))
+            candidate = moves.candidate(left.best, left.x0, window, drawn)
+            logits = oracle.logits(candidate.view(-1, *shape[1:]))
+            margin, loss = self._rate(logits, left.labels)
+            lower, solved = loss < left.loss, margin <= 0
+            improved = lower | solved
+            moves.accept_(left.best, candidate, improved, window, drawn)
+            left.margin = torch.where(improved, margin, left.margin)
+            left.loss = torch.where(lower, loss, left.loss)
+            if solved.any():
+                done = solved.nonzero()[:, 0]
+                result[left.at[done]] = left.best[done]
+                broken[left.at[done]] = logits[done].argmax(1) != left.labels[done]
+                left = _go_on(left, draws)
+        return result.view(shape), broken
+
+    def _rate(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """([n] margins, [n] losses)."""
+        own = labels[:, None]
+        others = logits.scatter(1, own, -math.inf).amax(1)
+        margin = logits.gather(1, own)[:, 0] - others
+        if self.loss == "margin":
+            return margin, margin
+        return margin, -F.cross_entropy(logits, labels, reduction="none")
+
+
+def _go_on(left: _Left, draws: Draws) -> _Left:
+    """Those whose margin is above 0."""
+    # NaN is neither: a sample that has it is asked on.
+    index = (~(left.margin <= 0)).nonzero()[:, 0]
+    if len(index) == len(left.at):
+        return left
+    draws.keep(index)
+    return left.selected(index)
+
+
+def _part_of(watch: Watch | None, run: int, runs: int) -> Watch:
+    """Told of a run, tells of all."""
+
+    def tell(done: float) -> None:
+        if watch is not None:
+            watch((run + done) / runs)
+
+    return tell
