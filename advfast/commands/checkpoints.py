@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from advfast import models
+from advfast.compat.robustbench import names
 from advfast.kernels.pgd.api import nearest
 from advfast.training import checkpoint, load
 from advfast.training.config import from_python
@@ -48,13 +49,22 @@ class Trained:
 def open_checkpoint(path: Path, model: str | None) -> Trained:
     """
     Args:
-        path: a run's folder (its best.pt) or a checkpoint.
+        path: a run's folder (its best.pt) or a checkpoint; or "robustbench:cifar10/Linf/Wong2020Fast", a network of the
+            package robustbench with its weights under ./models.
         model: "file.py:name" of a function that makes the network; the name of a published one
-            ("cifar10/Linf/Wong2020Fast"), for weights that are not of advfast; None: as the checkpoint says.
+            ("cifar10/Linf/Wong2020Fast"), for weights that are not of advfast; "robustbench:cifar10/Linf/Wong2020Fast",
+            where `path` is the folder of that package's weights; None: as the checkpoint says.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: no checkpoint, or not of this model.
+        ImportError, RuntimeError: the package robustbench is not there, or failed.
     """
+    if names.is_name(str(path)):
+        if model is not None:
+            raise ValueError(f"{path} says which network it is; leave out --model")
+        return _of_robustbench(str(path), Path("models"))
+    if model is not None and names.is_name(model):
+        return _of_robustbench(model, path)
     file = path / "best.pt" if path.is_dir() else path
     if not file.is_file():
         what = f"it has no {file.name}" if path.is_dir() else "there is no such file"
@@ -76,6 +86,18 @@ def open_checkpoint(path: Path, model: str | None) -> Trained:
         network = _network(own)
     loaded = load(file, network)
     return Trained(loaded.to(device), file, dict(content["config"]))
+
+
+def _of_robustbench(text: str, folder: Path) -> Trained:
+    """Its data, norm and eps are those of its leaderboard, unless the command line says otherwise."""
+    from advfast.compat.robustbench import load as load_of_robustbench
+
+    asked = names.parse_name(text)
+    loaded = load_of_robustbench(text, model_dir=folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    file = folder / asked.dataset / asked.threat_model / f"{asked.model}.pt"
+    config = {"data": asked.dataset, "norm": asked.threat_model.lower(), "eps": asked.eps}
+    return Trained(loaded.to(device), file, config)
 
 
 def _network(text: str) -> nn.Module:
