@@ -41,6 +41,7 @@ from advfast.kernels.activation import triton as activation
 from advfast.kernels.hash import triton as row_hash
 from advfast.kernels.ntk import triton as ntk
 from advfast.kernels.pgd import triton as pgd
+from advfast.kernels.square import triton as square
 
 POINTERS = {
     torch.float32: "*fp32",
@@ -58,8 +59,14 @@ FIELDS = ("kernel", "dtype", "constant", "value", "arch", "registers", "spilled_
 NTK_STACK = 64
 INTEGERS = {2: "*i16", 4: "*i32", 8: "*i64"}
 FAMILIES: dict[str, ModuleType] = {"pgd": pgd, "activation": activation, "hash": row_hash,
-                                     "ntk": ntk}  # fmt: skip
-Spec = pgd.Specialisation | activation.Specialisation | row_hash.Specialisation | ntk.Specialisation
+                                     "ntk": ntk, "square": square}  # fmt: skip
+Spec = (
+    pgd.Specialisation
+    | activation.Specialisation
+    | row_hash.Specialisation
+    | ntk.Specialisation
+    | square.Specialisation
+)
 
 
 def module_of(spec: Spec) -> ModuleType:
@@ -72,6 +79,9 @@ def pointers(spec: Spec) -> dict[str, str | None]:
         return {"x": "*fp32", "x0": "*fp32", "out": "*i16", "grad": POINTERS.get(spec.grad)}
     if isinstance(spec, row_hash.Specialisation):
         return {"x": INTEGERS[spec.value], "out": "*i64"}
+    if isinstance(spec, square.Specialisation):
+        images = dict.fromkeys(("best", "candidate", "x0", "out", "signs"), "*fp32")
+        return images | {"places": "*i64", "improved": "*u8"}
     if isinstance(spec, ntk.Specialisation):
         return dict.fromkeys(("out", "x", "g", "x1", "g1", "x2", "g2"), "*fp32")
     own = POINTERS[spec.dtype]
@@ -146,6 +156,7 @@ def failures(spec: Spec, row: dict[str, Any], ptx: str, cubin: bytes) -> list[st
         return found
     affine = isinstance(spec, activation.Specialisation) and spec.value >= 0
     linf = spec.kernel.startswith("linf") or (spec.constant, spec.value) == ("NORM", 0)
+    linf |= spec.kernel == "window"
     if affine or linf:
         number = "f64" if affine and spec[1] == torch.float64 else "f32"
         if re.search(rf"\bfma\.rn(\.ftz)?\.{number}", ptx):
@@ -236,6 +247,13 @@ def ask_hash() -> None:
         row_hash.row_hash(torch.zeros(dim + 1, dtype=dtype)[first : dim + first].reshape(1, dim))
 
 
+def ask_square() -> None:
+    best, places = torch.zeros(2, 3, 4, 5), torch.zeros(2, 2, dtype=torch.int64)
+    for x in (best, best.contiguous(memory_format=torch.channels_last)):
+        square.square_window(x, x.clone(), places, torch.ones(2, 3), 0.1, 2, 2)
+        square.square_accept_(x, x.clone(), torch.ones(2) > 0, places, 2, 2)
+
+
 def ask_ntk() -> None:
     for positions, taps, precision in itertools.product((4, 17), (None, 1, 2), ntk._PRECISIONS):
         index = None if taps is None else torch.zeros(positions, taps, dtype=torch.int32)
@@ -267,6 +285,7 @@ def mismatches() -> list[str]:
         ("activation", ask_activation),
         ("hash", ask_hash),
         ("ntk", ask_ntk),
+        ("square", ask_square),
     ):
         asked = requests(FAMILIES[name], ask)
         for spec in set(FAMILIES[name].specialisations()) ^ {spec for spec, _ in asked}:

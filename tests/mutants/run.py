@@ -30,6 +30,7 @@ from tests.mutants import (  # noqa: E402
     faults_ntk,
     faults_ranks,
     faults_regularised,
+    faults_square,
 )
 from tests.mutants.faults import Fault  # noqa: E402
 
@@ -41,6 +42,7 @@ FAULTS = [
     *faults_ntk.FAULTS,
     *faults_ranks.FAULTS,
     *faults_regularised.FAULTS,
+    *faults_square.FAULTS,
 ]
 
 
@@ -65,6 +67,9 @@ TESTS = {
     "activation": _under("kernels", "activation"),
     "activation-triton": _under("kernels", "activation"),
     "hash": _under("kernels", "hash"),
+    "square": ["tests/attacks/search/test_square.py", "tests/attacks/search/test_square_draws.py"],
+    "square-kernel": _under("kernels", "square"),
+    "square-triton": _under("kernels", "square"),
     "torchattacks": _under("compat", "torchattacks", "torchattacks_surface"),
     "foolbox": _under("compat", "foolbox", "foolbox_hooks", "foolbox_parts"),
     "cleverhans": _under("compat", "cleverhans"),
