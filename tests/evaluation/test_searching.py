@@ -40,7 +40,9 @@ def test_names_are_what_they_say(cnn, quick):
     )
     right = {name: found.correct for name, found in report.results.items()}
     assert list(right) == ["clean", *PARTS, "autoattack"] and not report.errors
-    assert right["autoattack"] <= min(right[name] for name in ("apgd-ce", "apgd-t", "fab-t", "square"))
+    assert right["autoattack"] <= min(
+        right[name] for name in ("apgd-ce", "apgd-t", "fab-t", "square")
+    )
     assert 0 < right["autoattack"] < right["clean"] == 72
     assert report.attacks["apgd-ce"] == "APGD-CE, 8 steps"
     assert report.attacks["fab-t"] == "FAB-T, 8 steps, 9 targets"
@@ -92,7 +94,9 @@ def test_cw_is_pgd_on_the_margin(cnn):
     attack = PGDAttack(model, EPS, EPS / 4, 5, loss="margin", seed=0)
     expected = attack(images, labels)
     assert torch.equal(made.craft(images, labels, torch.arange(len(images))), expected)
-    assert made.words == "PGD, 5 steps of eps/4, one uniform start, margin of the logits, last iterate"
+    assert (
+        made.words == "PGD, 5 steps of eps/4, one uniform start, margin of the logits, last iterate"
+    )
 
 
 def test_instances_keep_their_settings(cnn, quick):

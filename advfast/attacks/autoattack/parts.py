@@ -58,13 +58,13 @@ class Maker:
 
     Attributes:
         notes: for people.
-        cost: (forward, backward) passes of a sample that no part breaks; None where that is not known.
+        costs: part -> (forward, backward) passes of a sample that it does not break; None where that is not known.
     """
 
     def __init__(self, of: AutoAttack, classes: int) -> None:
         self._of, self._classes = of, classes
         self.notes: list[str] = []
-        self.cost: tuple[int, int] | None = (0, 0)
+        self.costs: dict[str, tuple[int, int] | None] = {}
 
     def __call__(self, name: str, attack: Attack) -> Part:
         """
@@ -74,7 +74,7 @@ class Maker:
         if isinstance(attack, SearchAttack):
             self._check_instance(name, attack)
             attack.check()
-            self.cost = None
+            self.costs[name] = None
             return Part(name, attack, _UNKNOWN)
         settings = settings_of(self._of, attack)
         most = self._classes - 1
@@ -87,8 +87,7 @@ class Maker:
         made = _make(name)(self._of.model, self._of.eps, **settings, **self._of.shared())
         made.check()
         passes = cost(name, settings, self._classes)
-        if self.cost is not None:
-            self.cost = (self.cost[0] + passes[0], self.cost[1] + passes[1])
+        self.costs[name] = None if name.startswith("fab") else passes
         return Part(name, made, sum(passes))
 
     def _check_instance(self, name: str, attack: SearchAttack) -> None:

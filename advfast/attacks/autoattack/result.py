@@ -23,8 +23,8 @@ class AutoAttackResult:
             was left, has a stage too.
         seconds: part -> time it took, "clean" included.
         forwards, backwards: part -> images that went through the model, images whose gradient was taken.
-        cost: (forward, backward) passes that a sample takes which no part breaks; None where an attack of the user's
-            runs.
+        cost: (forward, backward) passes that a sample takes which no part breaks, of FAB and of attacks of the user's
+            the mean over the samples that they attacked; None where one of these had none to attack.
         notes: what was done otherwise than asked, such as fewer targets than classes allow.
         findings: reasons to doubt the result.
         complete: False: it was interrupted, and this is what there was by then.

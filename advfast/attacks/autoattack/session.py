@@ -131,7 +131,7 @@ class Session:
             seconds=dict(run.seconds),
             forwards=dict(run.forwards),
             backwards=dict(run.backwards),
-            cost=make.cost if parts else None,
+            cost=_cost(run, make, parts) if complete else None,
             notes=tuple(notes),
             findings=findings,
             complete=complete,
@@ -153,6 +153,21 @@ class Session:
         if of.rng == "upstream":
             found["bs"] = self._size  # its draws are those of a batch
         return found
+
+
+def _cost(run: Run, make: Maker, parts: Sequence[Part]) -> tuple[int, int] | None:
+    """Passes of a sample that nothing breaks; where a part's are not known, its mean over those that it attacked."""
+    forwards, backwards = 0.0, 0.0
+    attacked = int(run.stages["clean"].sum())
+    for part in parts:
+        passes: tuple[float, float] | None = make.costs[part.name]
+        if passes is None:
+            if not attacked:
+                return None
+            passes = run.forwards[part.name] / attacked, run.backwards[part.name] / attacked
+        forwards, backwards = forwards + passes[0], backwards + passes[1]
+        attacked = int(run.stages[part.name].sum())
+    return (round(forwards), round(backwards)) if parts else None
 
 
 def pushed(images: Tensor, originals: Tensor, norm: str) -> float:

@@ -117,17 +117,19 @@ def part_settings(name: str, of: dict[str, Knobs]) -> dict[str, Any]:
 def cost(name: str, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     """(forward, backward) passes of one image that a sample takes which this part does not break.
 
+    Of FAB this is an estimate, and at most that many forward passes: it depends on how often its iterates cross the
+    boundary.
+
     Args:
         settings: of `part_settings`, with as many targets as are run.
-        classes: number of logits: untargeted FAB differentiates each of them.
+        classes: number of logits: untargeted FAB differentiates all but one.
     """
     runs = settings["restarts"] * max(1, settings.get("targets", 0))
     if name.startswith("apgd"):
-        gradients = runs * (settings["steps"] + 1) * settings["eot"]
-        if settings["large_eps"]:
-            gradients += 2 * runs * settings["eot"]  # it starts anew at each of three radii
-        return gradients, gradients
+        gradients = runs * settings["steps"] * settings["eot"]
+        # The last iterate of a run, or of each of its three radii, needs no gradient.
+        return gradients + runs * (3 if settings["large_eps"] else 1), gradients
     if name.startswith("fab"):
         steps = runs * settings["steps"]
-        return (2 * steps, steps) if name == "fab-t" else (2 * steps, classes * steps)
-    return settings["restarts"] * (settings["queries"] + 1), 0
+        return 2 * steps, steps * (1 if name == "fab-t" else classes - 1)
+    return settings["restarts"] * settings["queries"], 0

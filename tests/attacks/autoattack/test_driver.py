@@ -47,7 +47,14 @@ def test_what_comes_back(model):
     assert result.forwards["clean"] == 40
     assert result.forwards["corners"] == 2 * int(clean.sum()) + 2 * first
     assert result.backwards == {"clean": 0, "corners": 0, "morecorners": 0}
-    assert result.cost is None and result.to_dict()["right"]["morecorners"] == int(robust.sum())
+    left = int(result.stages["corners"].sum())
+    assert result.cost == (
+        round(
+            result.forwards["corners"] / int(clean.sum()) + result.forwards["morecorners"] / left
+        ),
+        0,
+    )
+    assert result.to_dict()["right"]["morecorners"] == int(robust.sum())
     assert "morecorners" in str(result)
 
 
