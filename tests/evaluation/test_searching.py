@@ -43,7 +43,7 @@ def test_names_are_what_they_say(cnn, quick):
     assert right["autoattack"] <= min(
         right[name] for name in ("apgd-ce", "apgd-t", "fab-t", "square")
     )
-    assert 0 < right["autoattack"] < right["clean"] == 72
+    assert 0 < right["autoattack"] < right["clean"]
     assert report.attacks["apgd-ce"] == "APGD-CE, 8 steps"
     assert report.attacks["fab-t"] == "FAB-T, 8 steps, 9 targets"
     assert report.attacks["square"] == "Square, 40 queries"

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from advfast.attacks.checks import check_choice
+from advfast.attacks.search.apgd import APGD
 from advfast.attacks.search.base import SearchAttack
+from advfast.attacks.search.fab import FAB
+from advfast.attacks.search.square import Square
 
 from .loop import Part
 from .versions import PARTS, cost, part_settings
@@ -101,14 +104,4 @@ class Maker:
 
 
 def _make(name: str) -> Callable[..., SearchAttack]:
-    if name.startswith("apgd"):
-        from advfast.attacks.search.apgd import APGD
-
-        return APGD
-    if name.startswith("fab"):
-        from advfast.attacks.search.fab import FAB
-
-        return FAB
-    from advfast.attacks.search.square import Square
-
-    return Square
+    return APGD if name.startswith("apgd") else FAB if name.startswith("fab") else Square

@@ -132,4 +132,4 @@ def cost(name: str, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     if name.startswith("fab"):
         steps = runs * settings["steps"]
         return 2 * steps, steps * (1 if name == "fab-t" else classes - 1)
-    return settings["restarts"] * settings["queries"], 0
+    return settings["restarts"] * (settings["queries"] + 1), 0
