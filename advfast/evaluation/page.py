@@ -100,7 +100,9 @@ def _classes(report: EvalReport) -> dict[str, Any]:
     attacks = list(report.per_class)
     if not attacks:
         return {"heads": [], "rows": [], "note": ""}
-    lowest = report.strongest() or attacks[-1]
+    lowest = report.strongest()
+    if lowest not in attacks:
+        lowest = attacks[-1]
     of = report.per_class[lowest]
     shown, note = sorted(of), ""
     if len(shown) > _CLASSES:

@@ -91,8 +91,9 @@ def _findings(
 ) -> Iterator[Finding]:
     """Of the checks on the first batch, and of what the attacks say about one another."""
     yield from tally.findings
+    told = {finding.code for finding in tally.findings}
     if tally.curves is not None:
-        yield from tally.curves.findings
+        yield from (one for one in tally.curves.findings if one.code not in told)
     for parts in stages.values():
         yield from compare(_values(parts), samples=tally.samples)
     yield from compare({}, _values(results), samples=tally.samples)

@@ -251,3 +251,106 @@ def test_as_a_program(run, tmp_path):
     assert len(done.stderr.splitlines()) == 2
     assert (run / "evaluation" / "evaluation.png").stat().st_size > 5000
     assert torch.get_num_threads() >= 1
+
+
+def test_report_has_a_page_and_figures(run, tmp_path, capsys):
+    folder = tmp_path / "report"
+    words = ["evaluate", str(run), "--attacks", "clean,pgd-2", "--limit", "60", "--sanity", "full"]
+    assert cli.main([*words, "--report", str(folder)]) == 0
+    names = [
+        "evaluation-curves.png",
+        "evaluation-examples.png",
+        "evaluation.html",
+        "evaluation.json",
+        "evaluation.png",
+        "evaluation.txt",
+    ]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    said = capsys.readouterr().err
+    assert all(str(folder / name) in said for name in names)
+    found = report_in(folder)
+    assert found.curves is not None and not (run / "evaluation").exists()
+    page = (folder / "evaluation.html").read_text()
+    command = found.reproduce["command"]
+    assert command == (
+        f"advfast evaluate {run} --attacks clean,pgd-2 --data digits --eps 0.15 --norm linf --limit 60 "
+        "--sanity full"
+    )
+    assert command in page
+    # The command gives the same numbers, and so does the call.
+    again = [*command.split()[1:], "--out", str(tmp_path / "again"), "--quiet"]
+    assert cli.main(again) == 0
+    assert report_in(tmp_path / "again").results == found.results
+    advfast = {"evaluate": evaluate}
+    scope = {"advfast": type("advfast", (), advfast), "model": load(run)}
+    assert eval(found.reproduce["call"], scope).results == found.results
+    assert cli.main([*words, "--report", str(folder), "--out", str(tmp_path / "other")]) == 1
+    assert "--out and --report name two folders" in capsys.readouterr().err
+
+
+def test_sanity_is_auto_full_or_off(run, tmp_path, capsys):
+    words = ["evaluate", str(run), "--attacks", "clean", "--limit", "20", "--quiet"]
+    assert cli.main([*words, "--sanity", "on"]) == 1
+    assert "--sanity must be one of auto, full, off, got 'on'" in capsys.readouterr().err
+    assert cli.main([*words, "--sanity", "off", "--out", str(tmp_path / "a")]) == 0
+    assert "--sanity off" in report_in(tmp_path / "a").reproduce["command"]
+
+
+KILLS = """
+import os, signal
+calls = []
+def attack(model, x, y):
+    calls.append(1)
+    if len(calls) == 3 and os.environ.get("ADVFAST_TEST_KILL"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return (x + 0.1).clamp(0, 1)
+"""
+
+
+def test_resume_after_a_kill(run, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(KILLS)
+    attacks = f"clean,pgd-2,{tmp_path / 'own.py'}:attack"
+    words = ["evaluate", str(run), "--attacks", attacks, "--batch-size", "100", "--sanity", "off"]
+    killed = subprocess.run(
+        [sys.executable, "-m", "advfast", *words],
+        env=dict(os.environ, OMP_NUM_THREADS="1", ADVFAST_TEST_KILL="1"),
+    )
+    assert killed.returncode == -9
+    assert [file.name for file in (run / "evaluation").iterdir()] == ["evaluation.partial.pt"]
+    capsys.readouterr()
+    assert cli.main([*words, "--out", str(run / "evaluation")]) == 1
+    assert "was interrupted" in capsys.readouterr().err
+    assert cli.main([*words, "--batch-size", "50", "--resume"]) == 1
+    assert "another batch size: it was 100 and is now 50" in capsys.readouterr().err
+    # Without a folder, the one that was interrupted.
+    assert cli.main([*words, "--resume"]) == 0
+    resumed = report_in(run / "evaluation")
+    assert not (run / "evaluation" / "evaluation.partial.pt").exists()
+    assert cli.main([*words, "--quiet"]) == 0
+    whole = report_in(run / "evaluation-2")
+    assert resumed.samples == 500
+    assert resumed.results == whole.results and resumed.confusion == whole.confusion
+    assert resumed.examples == whole.examples and resumed.fingerprint == whole.fingerprint
+
+
+def test_what_cannot_be_written_is_still_printed(run, tmp_path, monkeypatch, capsys):
+    from advfast.evaluation import report as module
+
+    def full(path, content):
+        raise OSError(28, "the disk is full")
+
+    monkeypatch.setattr(module, "write_json", full)
+    words = [
+        "evaluate",
+        str(run),
+        "--attacks",
+        "clean",
+        "--limit",
+        "40",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    assert cli.main(words) == 1
+    captured = capsys.readouterr()
+    assert "40 samples" in captured.out
+    assert "the disk is full" in captured.err.splitlines()[-1]
