@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from typing import TYPE_CHECKING, BinaryIO
 
 from .picture import PictureSkipped
@@ -91,7 +92,7 @@ def _draw_bars(axes, report: EvalReport, classes: list[int], colours) -> None:
         )
     axes.set_xticks(
         range(len(classes)),
-        [report.name_of(c).replace(" ", "\n", 1) for c in classes],
+        [textwrap.shorten(report.name_of(c), 24).replace(" ", "\n") for c in classes],
         fontsize=9,
     )
     axes.set_ylim(0, 112)

@@ -48,6 +48,7 @@ def render(report: EvalReport, figures: Mapping[str, bytes] | None = None) -> st
         share=share,
         radius=f"{NORMS.get(report.norm, report.norm)} eps = {radius(report.eps, report.norm)}",
         rows=_rows(report),
+        words={name: words for name, words in report.attacks.items() if words},
         classes=_classes(report),
         confusions=[
             {"attack": name, **_confusion(report, found)}
@@ -71,7 +72,6 @@ def _rows(report: EvalReport) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "words": report.attacks.get(name, "right when clean and under every attack"),
                 "part": False,
                 "took": "" if seconds is None else duration(seconds),
                 "forwards": "" if cost is None else many(cost.forwards),
@@ -80,7 +80,7 @@ def _rows(report: EvalReport) -> list[dict[str, Any]]:
             }
         )
         for part, after in report.stages.get(name, {}).items():
-            blank = dict.fromkeys(("words", "took", "forwards", "backwards"), "")
+            blank = dict.fromkeys(("took", "forwards", "backwards"), "")
             rows.append({"name": part, "part": True, **blank, **_cells(after)})
     return rows
 

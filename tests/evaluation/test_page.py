@@ -125,6 +125,7 @@ def test_what_is_on_the_page(tmp_path):
     assert "small-cnn on mine (test)" in words
     assert "200 samples, Linf eps = 8/255" in words
     assert words.index("try bpda") < words.index("Square did it")  # the advice first
+    assert "autoattack four attacks" in words
     assert "mine has no result: RuntimeError: no" in words and "a warning" in words
     assert "advfast evaluate run" in words and "advfast.evaluate(model, data)" in words
     assert f"torch {torch.__version__}" in words and "1:02:05 h" in words
