@@ -30,6 +30,7 @@ from tests.mutants import (  # noqa: E402
     faults_ntk,
     faults_ranks,
     faults_regularised,
+    faults_report,
     faults_square,
 )
 from tests.mutants.faults import Fault  # noqa: E402
@@ -42,6 +43,7 @@ FAULTS = [
     *faults_ntk.FAULTS,
     *faults_ranks.FAULTS,
     *faults_regularised.FAULTS,
+    *faults_report.FAULTS,
     *faults_square.FAULTS,
 ]
 
@@ -107,6 +109,9 @@ TESTS = {
         "tests/attacks/test_presets.py",
     ],
     "evaluate": ["tests/evaluation"],
+    "report": _under(
+        "evaluation", "parts", "confusion", "page", "sanity", "resume", "progress", "edges"
+    ),
     "data": ["tests/data"],
     "ntk-reference": _under("kernels", "ntk_precision", "ntk"),
     "ntk-cpp": _under("kernels", "ntk"),
