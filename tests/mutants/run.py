@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 from tests.mutants import (  # noqa: E402
     faults,
     faults_captured,
+    faults_fab,
     faults_fast,
     faults_modifiers,
     faults_ntk,
@@ -38,6 +39,7 @@ from tests.mutants.faults import Fault  # noqa: E402
 FAULTS = [
     *faults.FAULTS,
     *faults_captured.FAULTS,
+    *faults_fab.FAULTS,
     *faults_fast.FAULTS,
     *faults_modifiers.FAULTS,
     *faults_ntk.FAULTS,
@@ -72,6 +74,9 @@ TESTS = {
     "square": ["tests/attacks/search/test_square.py", "tests/attacks/search/test_square_draws.py"],
     "square-kernel": _under("kernels", "square"),
     "square-triton": _under("kernels", "square"),
+    "hyperplane": _under("kernels", "hyperplane"),
+    "fab": ["tests/attacks/search/test_fab.py"],
+    "torchattacks-search": _under("compat", "torchattacks_search"),
     "torchattacks": _under("compat", "torchattacks", "torchattacks_surface"),
     "foolbox": _under("compat", "foolbox", "foolbox_hooks", "foolbox_parts"),
     "cleverhans": _under("compat", "cleverhans"),

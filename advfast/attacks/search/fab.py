@@ -142,7 +142,7 @@ class FAB(SearchAttack):
                 share = len(group) * len(piece) / len(left)
                 found.x[index], distance[index] = search(
                     starts, part.x, part.labels,
-                    _others(part, group) if self.targets else None,
+                    self._others(part, group),
                     _share_of(watch, begun / runs, share / runs),
                 )  # fmt: skip
                 begun += share
@@ -177,6 +177,13 @@ class FAB(SearchAttack):
             stream=target * self.restarts + restart, ids=points.ids,
         )  # fmt: skip
 
+    def _others(self, points: Points, group: list[Run]) -> list[Tensor] | None:
+        """The classes that runs go towards, by the clean logits; None: the nearest ones."""
+        if not self.targets:
+            return None
+        ranked = points.logits.sort(dim=1).indices.flip(1)
+        return [ranked[:, target + 1] for target, _ in group]
+
 
 class FABT(FAB):
     """FAB-T: `FAB` toward each of the nine classes that are likeliest after the label; arguments as there."""
@@ -190,12 +197,6 @@ class FABT(FAB):
         **settings: Any,
     ) -> None:
         super().__init__(model, eps, targets=targets, **settings)
-
-
-def _others(points: Points, group: list[Run]) -> list[Tensor]:
-    """The classes that runs go towards: by the clean logits, the largest but one first."""
-    ranked = points.logits.sort(dim=1).indices.flip(1)
-    return [ranked[:, target + 1] for target, _ in group]
 
 
 def _share_of(watch: Watch | None, before: float, share: float) -> Watch:

@@ -11,9 +11,17 @@ from .gradient import PGDL2 as PGDL2
 from .gradient import RFGSM as RFGSM
 from .gradient import TPGD as TPGD
 from .multiattack import MultiAttack as MultiAttack
+from .search import APGD as APGD
+from .search import APGDT as APGDT
+from .search import FAB as FAB
+from .search import AutoAttack as AutoAttack
+from .search import Square as Square
 
 __all__ = [
+    "APGD",
+    "APGDT",
     "BIM",
+    "FAB",
     "FFGSM",
     "FGSM",
     "MIFGSM",
@@ -22,14 +30,15 @@ __all__ = [
     "RFGSM",
     "TPGD",
     "Attack",
+    "AutoAttack",
     "MultiAttack",
+    "Square",
 ]
 
 _ONLY_THERE = {
-    "VANILA", "GN", "EOTPGD", "UPGD", "APGD", "APGDT", "DIFGSM", "TIFGSM", "Jitter", "NIFGSM",
+    "VANILA", "GN", "EOTPGD", "UPGD", "DIFGSM", "TIFGSM", "Jitter", "NIFGSM",
     "PGDRS", "SINIFGSM", "VMIFGSM", "VNIFGSM", "SPSA", "PIFGSM", "PIFGSMPP", "CW", "PGDRSL2",
-    "DeepFool", "EADEN", "EADL1", "SparseFool", "OnePixel", "Pixle", "JSMA", "FAB", "AutoAttack",
-    "Square", "LGV",
+    "DeepFool", "EADEN", "EADL1", "SparseFool", "OnePixel", "Pixle", "JSMA", "LGV",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,23 +32,25 @@ def _published_kl(logits: Tensor, clean: Tensor) -> Tensor:
 
 
 class OnEngine(Attack):
-    """An attack whose inner loop is PGDAttack's.
+    """An attack on advfast's engine; those of this file in PGDAttack's inner loop.
 
     Args:
-        engine: settings of PGDAttack that torchattacks does not have: fold, precision, seed, batch_size, early_stop and
-            so on; kept in `.engine`, to be changed between calls like the other attributes.
+        engine: settings of it that torchattacks does not have: fold, precision, seed, batch_size, early_stop and so on;
+            kept in `.engine`, to be changed between calls like the other attributes.
 
     Raises:
-        TypeError: a name in `engine` that is not a setting of PGDAttack, or one that the attack fixes.
+        TypeError: a name in `engine` that is not a setting of the engine, or one that the attack fixes.
     """
+
+    _settings: ClassVar[set[str]] = _SETTINGS
 
     def __init__(self, name: str, model: Callable[[Tensor], Tensor], engine: dict[str, Any]):
         super().__init__(name, model)
-        unknown = sorted(set(engine) - _SETTINGS)
+        unknown = sorted(set(engine) - self._settings)
         if unknown:
             raise TypeError(
                 f"{name}() got an unexpected keyword argument {unknown[0]!r}; beside torchattacks' own it takes "
-                f"{', '.join(sorted(_SETTINGS))}"
+                f"{', '.join(sorted(self._settings))}"
             )
         self.engine = engine
         self.supported_mode = ["default", "targeted"]
