@@ -64,10 +64,10 @@ SAME = {
          "beta": 0.8, "seed": 3, "targets": 2},
     ),
     "Square": (
-        {"norm": "L2", "eps": 0.4, "n_queries": 30, "n_restarts": 2, "p_init": 0.5, "loss": "ce",
+        {"norm": "L2", "eps": 1.2, "n_queries": 30, "n_restarts": 2, "p_init": 0.5, "loss": "ce",
          "resc_schedule": False, "seed": 3},
         attacks.Square,
-        {"norm": "l2", "eps": 0.4, "queries": 30, "restarts": 2, "p_init": 0.5, "loss": "ce",
+        {"norm": "l2", "eps": 1.2, "queries": 30, "restarts": 2, "p_init": 0.5, "loss": "ce",
          "rescale_schedule": False, "seed": 3},
     ),
 }  # fmt: skip
