@@ -94,31 +94,33 @@ class Borrowed:
 
 
 @contextmanager
-def borrowed(model: object) -> Iterator[Borrowed]:
-    """Puts the model into eval mode; afterwards modes, weights, buffers, requires_grad and .grad are as they were."""
+def kept(model: object) -> Iterator[Borrowed]:
+    """Afterwards weights, buffers, requires_grad and .grad are as they were."""
     held = Borrowed()
     if isinstance(model, nn.Module):
         seen: set[int] = set()
         for module in model.modules():
             for place in (module._parameters, module._buffers):
                 for name, tensor in place.items():
-                    if tensor is None or id(tensor) in seen:
-                        continue
-                    seen.add(id(tensor))
-                    held.kept.append(
-                        _Kept(
-                            module,
-                            name,
-                            tensor,
-                            tensor.detach().clone(),
-                            tensor.requires_grad,
-                            tensor.grad if tensor.is_leaf else None,
-                        )
-                    )
-                    if tensor.is_leaf:
-                        tensor.grad = None  # a backward pass would add to what may be somebody's
-    with crafting(model, "eval"):
-        try:
-            yield held
-        finally:
-            held.restore()
+                    if tensor is not None and id(tensor) not in seen:
+                        seen.add(id(tensor))
+                        held.kept.append(_keep(module, name, tensor))
+    try:
+        yield held
+    finally:
+        held.restore()
+
+
+def _keep(module: nn.Module, name: str, tensor: Tensor) -> _Kept:
+    grad = tensor.grad if tensor.is_leaf else None
+    found = _Kept(module, name, tensor, tensor.detach().clone(), tensor.requires_grad, grad)
+    if tensor.is_leaf:
+        tensor.grad = None  # a backward pass would add to what may be somebody's
+    return found
+
+
+@contextmanager
+def borrowed(model: object) -> Iterator[Borrowed]:
+    """The same, and in eval mode meanwhile."""
+    with crafting(model, "eval"), kept(model) as held:
+        yield held

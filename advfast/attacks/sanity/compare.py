@@ -43,7 +43,7 @@ def compare(
     for name, accuracy in (*stages.items(), *alone.items()):
         if not 0 <= accuracy <= 1:
             raise ValueError(f"the accuracy of {name!r} must be within 0 and 1, got {accuracy!r}")
-    least = 2 / samples if samples else 0.0
+    least = 2 / samples + 1e-9 if samples else 0.0
     found = list(_square(stages, max(_POINTS, least)))
     found += _black_box(alone, max(_POINTS, least))
     found += _apgd(alone, max(_POINTS, least))

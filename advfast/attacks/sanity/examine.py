@@ -37,8 +37,8 @@ def examine(
     "wide-box", "nonfinite", "probabilities", "log-probabilities", "few-classes", "randomised", "batch-dependent",
     "dynamic", "quantised", "no-gradient", "zero-gradient", "misleading-gradient".
 
-    A healthy model costs 11 forward passes of up to `samples` images and 4 backward passes; one in train mode 2 forward
-    passes more, one that rounds its input up to 10. It is left as it was found, weights included (of which a copy is
+    A healthy model costs 12 forward passes of up to `samples` images and 4 backward passes; one in train mode 2 forward
+    passes more, one that rounds its input up to 11. It is left as it was found, weights included (of which a copy is
     held meanwhile), and no global generator of torch, numpy or Python moves.
 
     Args:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from advfast.attacks.state import crafting
-
+from .borrowed import borrowed, kept
 from .finding import Finding, Value
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -58,19 +56,7 @@ def train_mode(
 
 def _in_modes(model: nn.Module, right: Callable[[], int]) -> tuple[int, int]:
     """(as the model is, in eval mode)"""
-    # It is in train mode somewhere; "train" keeps these modes only where the whole is.
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if isinstance(buffer, Tensor)
-    ]
-    try:
+    with kept(model):
         given = right()
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, values in buffers:
-                buffer.copy_(values)
-                module._buffers[name] = buffer
-    with crafting(model, "eval"):
+    with borrowed(model):
         return given, right()

@@ -100,14 +100,16 @@ def _impostor(owner: str) -> str:
     )
 
 
+_NEEDED = {
+    "autoattack": "pip install git+https://github.com/fra31/auto-attack",
+    "pkg_resources": "pip install 'setuptools<81'",
+}
+"""Modules that robustbench 1.1.1 imports and does not ask for, and what brings them."""
+
+
 def _broken(error: Exception) -> str:
     missing = getattr(error, "name", None)
-    hint = ""
-    if missing == "autoattack":
-        # robustbench 1.1.1 on PyPI asks for pyautoattack, and imports autoattack.
-        hint = "; it needs pip install git+https://github.com/fra31/auto-attack"
-    elif missing:
-        hint = f"; it needs {missing}"
+    hint = f"; it needs {_NEEDED.get(missing, missing)}" if missing else ""
     return (
         f"robustbench is installed, but importing it failed: {type(error).__name__}: {error}{hint}"
     )
