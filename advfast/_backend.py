@@ -42,12 +42,13 @@ _NOT_MADE |= {
     "ntk_gram_": ("cpp", "cuda", "triton"),
     "hyperplane_project": ("cuda", "triton"),
 }
-_NOT_MADE |= dict.fromkeys(_APGD, ("cpp", "cuda", "triton"))
+_NOT_MADE |= {"apgd_step_": ("cuda",)} | dict.fromkeys(_APGD[1:], ("cuda", "triton"))
 """Implementations that an op does not have: on a GPU the library behind torch is hard to beat in a convolution, and
 Triton is enough for what is one pass over memory, or a product with nothing fused behind it. A plain matrix product is
 the library's everywhere."""
 
 _ADDED = {"hyperplane_project": "hyperplane_project_cpu"}
+_ADDED |= {"apgd_step_": "apgd_step_cpu"} | dict.fromkeys(_APGD[1:], "apgd_l1_cpu")
 """What the core has since an op was added to it: a core of before stays in an editable checkout that is updated."""
 
 _FLOAT32: dict[str, tuple[str, ...]] = {

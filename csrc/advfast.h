@@ -134,6 +134,36 @@ void square_window_cpu(const SquareArgs& args, int threads);
 // out = candidate inside the windows of the samples that improved.
 void square_accept_cpu(const SquareArgs& args, int threads);
 
+// One step of Auto-PGD in linf or l2, see advfast/kernels/apgd/reference.py. Numbers are f32 or f64.
+struct ApgdStepArgs {
+    const void* x = nullptr;           // [B, D]
+    void* x_prev = nullptr;            // [B, D] the iterate before x; overwritten with the one after it
+    const void* x0 = nullptr;          // [B, D]
+    const void* grad = nullptr;        // [B, D]
+    const void* step = nullptr;        // [B]
+    const uint8_t* improved = nullptr; // [B] 1: x and grad of the sample are copied to best and best_grad; may be null
+    void *best = nullptr, *best_grad = nullptr; // [B, D]
+    int64_t batch = 0, dim = 0;
+    DType dtype = DType::f32;
+    Norm norm = Norm::linf;
+    double momentum = 1.0, eps = 0.0;
+};
+void apgd_step_cpu(const ApgdStepArgs& args, int threads);
+
+// One step of Auto-PGD in l1; grad == nullptr: x is a displacement, and out what brings it into ball and box.
+struct ApgdL1Args {
+    const void* x = nullptr;       // [B, D]
+    const void* x0 = nullptr;      // [B, D]
+    const void* grad = nullptr;    // [B, D]
+    const void* step = nullptr;    // [B]
+    const int64_t* rank = nullptr; // [B] gradients at least as large as the rank-th smallest move
+    void* out = nullptr;           // [B, D]
+    int64_t batch = 0, dim = 0;
+    DType dtype = DType::f32;
+    double eps = 0.0;
+};
+void apgd_l1_cpu(const ApgdL1Args& args, int threads);
+
 // The ntk family: products of per-sample weight gradients of one layer, see advfast/kernels/ntk/reference.py.
 enum class Precision : int { fp32 = 0, tf32 = 1, bf16 = 2, bf16x3 = 3 };
 

@@ -143,6 +143,31 @@ SquareArgs square_args(Address best, Address other, Address out, Address places,
     return args;
 }
 
+ApgdStepArgs apgd_args(Address x, Address x_prev, Address x0, Address grad, Address step, Address improved,
+                       Address best, Address best_grad, int64_t batch, int64_t dim, int dtype, int norm,
+                       double momentum, double eps) {
+    ApgdStepArgs args;
+    args.x = pointer<const void>(x), args.x_prev = pointer<void>(x_prev), args.x0 = pointer<const void>(x0);
+    args.grad = pointer<const void>(grad), args.step = pointer<const void>(step);
+    args.improved = pointer<const uint8_t>(improved);
+    args.best = pointer<void>(best), args.best_grad = pointer<void>(best_grad);
+    args.batch = batch, args.dim = dim;
+    args.dtype = static_cast<DType>(dtype), args.norm = static_cast<Norm>(norm);
+    args.momentum = momentum, args.eps = eps;
+    return args;
+}
+
+ApgdL1Args apgd_l1_args(Address x, Address x0, Address grad, Address step, Address rank, Address out, int64_t batch,
+                        int64_t dim, int dtype, double eps) {
+    ApgdL1Args args;
+    args.x = pointer<const void>(x), args.x0 = pointer<const void>(x0), args.grad = pointer<const void>(grad);
+    args.step = pointer<const void>(step), args.rank = pointer<const int64_t>(rank), args.out = pointer<void>(out);
+    args.batch = batch, args.dim = dim;
+    args.dtype = static_cast<DType>(dtype);
+    args.eps = eps;
+    return args;
+}
+
 using Side = std::tuple<Address, Address, Address, int64_t, int64_t, int64_t, int64_t>; // members of NtkSide
 
 NtkSide ntk_side(const Side& given) {
@@ -192,6 +217,8 @@ PYBIND11_MODULE(_C, m) {
     m.attr("hyperplane_project_cpu") = on_cpu(hyperplane_args, hyperplane_project_cpu);
     m.attr("square_window_cpu") = on_cpu(square_args, square_window_cpu);
     m.attr("square_accept_cpu") = on_cpu(square_args, square_accept_cpu);
+    m.attr("apgd_step_cpu") = on_cpu(apgd_args, apgd_step_cpu);
+    m.attr("apgd_l1_cpu") = on_cpu(apgd_l1_args, apgd_l1_cpu);
     m.attr("ntk_rows_cpu") = on_cpu(ntk_args, ntk_rows_cpu);
     m.attr("ntk_patch_gram_cpu") = on_cpu(ntk_args, ntk_patch_gram_cpu);
     m.attr("ntk_chain_cpu") = on_cpu(ntk_args, ntk_chain_cpu);

@@ -38,6 +38,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from advfast.kernels.activation import triton as activation
+from advfast.kernels.apgd import triton as apgd
 from advfast.kernels.hash import triton as row_hash
 from advfast.kernels.ntk import triton as ntk
 from advfast.kernels.pgd import triton as pgd
@@ -59,9 +60,10 @@ FIELDS = ("kernel", "dtype", "constant", "value", "arch", "registers", "spilled_
 NTK_STACK = 64
 INTEGERS = {2: "*i16", 4: "*i32", 8: "*i64"}
 FAMILIES: dict[str, ModuleType] = {"pgd": pgd, "activation": activation, "hash": row_hash,
-                                     "ntk": ntk, "square": square}  # fmt: skip
+                                     "ntk": ntk, "square": square, "apgd": apgd}  # fmt: skip
 Spec = (
-    pgd.Specialisation
+    apgd.Specialisation
+    | pgd.Specialisation
     | activation.Specialisation
     | row_hash.Specialisation
     | ntk.Specialisation
@@ -84,6 +86,9 @@ def pointers(spec: Spec) -> dict[str, str | None]:
         return images | {"places": "*i64", "improved": "*u8"}
     if isinstance(spec, ntk.Specialisation):
         return dict.fromkeys(("out", "x", "g", "x1", "g1", "x2", "g2"), "*fp32")
+    if isinstance(spec, apgd.Specialisation):
+        names = ("x", "x_prev", "x0", "gradient", "step", "best", "best_gradient")
+        return dict.fromkeys(names, "*fp32")
     own = POINTERS[spec.dtype]
     # Where there is none, the launcher gives the images for it.
     number = own if spec.value < 0 or spec.dtype == torch.float64 else "*fp32"
@@ -264,6 +269,19 @@ def ask_ntk() -> None:
         ntk.ntk_rows(x, g, index)
 
 
+def ask_apgd() -> None:
+    for (n, first), momentum, norm in itertools.product(
+        ((16, 0), (5, 1)), (1.0, 0.5), apgd.KERNELS
+    ):
+        images = [torch.zeros(n + 1)[first : n + first].reshape(1, n) for _ in range(6)]
+        x, x_prev, x0, gradient, best, best_gradient = images
+        for improved in (None, x[:, 0] > 0):
+            kept = (None, None) if improved is None else (best, best_gradient)
+            apgd.apgd_step_(
+                x, x_prev, x0, gradient, x[:, 0].clone(), momentum, 0.1, norm, improved, *kept
+            )
+
+
 def requests(family: ModuleType, ask: Callable[[], None]) -> list[tuple[Spec, tuple]]:
     """What the launchers of a family ask for, over inputs that reach every specialisation."""
     found: list[tuple[Spec, tuple]] = []
@@ -286,6 +304,7 @@ def mismatches() -> list[str]:
         ("hash", ask_hash),
         ("ntk", ask_ntk),
         ("square", ask_square),
+        ("apgd", ask_apgd),
     ):
         asked = requests(FAMILIES[name], ask)
         for spec in set(FAMILIES[name].specialisations()) ^ {spec for spec, _ in asked}:

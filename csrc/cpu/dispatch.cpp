@@ -18,8 +18,8 @@ namespace {
 
 #define ADVFAST_KERNELS(isa)                                                                                           \
     isa::pgd_step, isa::random_start, isa::conv_input_grad, isa::relu_bits, isa::gate, isa::row_hash,                  \
-        isa::hyperplane_project, isa::square_window, isa::square_accept, isa::ntk_lanes, isa::ntk_shifts,              \
-        isa::ntk_pack, isa::ntk_pairs, isa::ntk_rows
+        isa::hyperplane_project, isa::square_window, isa::square_accept, isa::apgd_step, isa::apgd_l1, isa::ntk_lanes, \
+        isa::ntk_shifts, isa::ntk_pack, isa::ntk_pairs, isa::ntk_rows
 
 std::vector<Isa> find_isas() {
     std::vector<Isa> isas;
@@ -188,6 +188,20 @@ void square_accept_cpu(const SquareArgs& args, int threads) {
     const Isa& chosen = isa();
     parallel_for(args.batch, useful_threads(threads, args.batch * args.channels * args.window_h * args.window_w),
                  [&](int, int64_t begin, int64_t end) { chosen.square_accept(args, {begin, end}); });
+}
+
+void apgd_step_cpu(const ApgdStepArgs& args, int threads) {
+    const Isa& chosen = isa();
+    parallel_for(args.batch, useful_threads(threads, args.batch * args.dim),
+                 [&](int, int64_t begin, int64_t end) { chosen.apgd_step(args, {begin, end}); });
+}
+
+void apgd_l1_cpu(const ApgdL1Args& args, int threads) {
+    const Isa& chosen = isa();
+    parallel_for(args.batch, useful_threads(threads, args.batch * args.dim), [&](int, int64_t begin, int64_t end) {
+        std::vector<double> scratch(static_cast<size_t>(3 * args.dim)); // as floats, if that is what they are
+        chosen.apgd_l1(args, {begin, end}, scratch.data());
+    });
 }
 
 } // namespace advfast

@@ -42,6 +42,8 @@ struct NtkPacked {
     void hyperplane_project(const HyperplaneArgs& args, Range rows, int64_t* heap);                                    \
     void square_window(const SquareArgs& args, Range samples);                                                         \
     void square_accept(const SquareArgs& args, Range samples);                                                         \
+    void apgd_step(const ApgdStepArgs& args, Range rows);                                                              \
+    void apgd_l1(const ApgdL1Args& args, Range rows, void* scratch);                                                   \
     int64_t ntk_lanes();                                                                                               \
     void ntk_shifts(const NtkArgs& args, int32_t* columns, int32_t* starts, int32_t* set);                             \
     void ntk_pack(const NtkArgs& args, const NtkPlan& plan, bool right, int64_t sample, float* patches, float* grads); \
@@ -90,6 +92,8 @@ struct Isa {
     void (*hyperplane_project)(const HyperplaneArgs&, Range, int64_t*);
     void (*square_window)(const SquareArgs&, Range);
     void (*square_accept)(const SquareArgs&, Range);
+    void (*apgd_step)(const ApgdStepArgs&, Range);
+    void (*apgd_l1)(const ApgdL1Args&, Range, void*);
     int64_t (*ntk_lanes)();
     void (*ntk_shifts)(const NtkArgs&, int32_t*, int32_t*, int32_t*);
     void (*ntk_pack)(const NtkArgs&, const NtkPlan&, bool, int64_t, float*, float*);
