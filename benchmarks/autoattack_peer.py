@@ -24,6 +24,7 @@ class Outcome:
         stages: attack -> [N] bool, right after it; "clean" first.
         seconds, forwards, backwards: by attack; images that went through the model, and of these those with a gradient.
         total: seconds of the whole call.
+        cost: (forward, backward) passes of a sample that stays right; ours alone.
         images: [N, ...] what was returned.
     """
 
@@ -32,6 +33,7 @@ class Outcome:
     forwards: dict[str, int] = field(default_factory=dict)
     backwards: dict[str, int] = field(default_factory=dict)
     total: float = 0.0
+    cost: tuple[int, int] | None = None
     images: Tensor | None = None
 
 
@@ -148,7 +150,13 @@ def by_advfast(
     result = evaluation.result
     assert result is not None
     return Outcome(
-        result.stages, result.seconds, result.forwards, result.backwards, total, result.images
+        result.stages,
+        result.seconds,
+        result.forwards,
+        result.backwards,
+        total,
+        result.cost,
+        result.images,
     )
 
 

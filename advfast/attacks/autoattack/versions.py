@@ -117,8 +117,7 @@ def part_settings(name: str, of: dict[str, Knobs]) -> dict[str, Any]:
 def cost(name: str, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     """(forward, backward) passes of one image that a sample takes which this part does not break.
 
-    Of FAB this is an estimate, and at most that many forward passes: it depends on how often its iterates cross the
-    boundary.
+    Of FAB this is an estimate: it depends on how often its iterates cross the boundary.
 
     Args:
         settings: of `part_settings`, with as many targets as are run.
@@ -131,5 +130,6 @@ def cost(name: str, settings: dict[str, Any], classes: int) -> tuple[int, int]:
         return gradients + runs * (3 if settings["large_eps"] else 1), gradients
     if name.startswith("fab"):
         steps = runs * settings["steps"]
-        return 2 * steps, steps * (1 if name == "fab-t" else classes - 1)
+        gradients = 1 if name == "fab-t" else classes - 1
+        return (gradients + 1) * steps, gradients * steps
     return settings["restarts"] * (settings["queries"] + 1), 0
