@@ -120,7 +120,7 @@ class KeyedDraws:
 
 def _bits(words: Tensor, count: int) -> Tensor:
     """The first bits of [..., w] words, the lowest of a word first: [..., count] bool."""
-    shifts = torch.arange(32, device=words.device)
+    words, shifts = words[..., : -(-count // 32)], torch.arange(32, device=words.device)
     return (((words[..., None] >> shifts) & 1) > 0).flatten(-2)[..., :count]
 
 
