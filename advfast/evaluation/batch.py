@@ -101,7 +101,6 @@ class Batch:
             return
         began = time.perf_counter()
         assert entry.craft is not None
-        entry.stages = {}
         entry.watch = lambda share, right: progress.within(entry, share, right)
         try:
             images, labels, numbers = self.images[left], self.labels[left], self.numbers[left]

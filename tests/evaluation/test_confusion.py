@@ -69,11 +69,11 @@ def test_what_is_not_a_number_is_in_no_column():
 @pytest.mark.parametrize("batch_size", [90, 13])
 def test_examples_are_the_surest_that_broke(cnn, batch_size):
     model, images, labels = cnn
-    report = evaluate(
-        model, (images, labels), attacks=["clean", "pgd-1", other], eps=EPS, batch_size=batch_size
-    )
+    attacks = {"clean": "clean", "still": lambda model, x, y: x, "pgd-1": "pgd-1", "other": other}
+    report = evaluate(model, (images, labels), attacks=attacks, eps=EPS, batch_size=batch_size)
     strongest = min(("pgd-1", "other"), key=lambda name: report[name].correct)
     assert report.strongest() == strongest
+    assert {one.attack for one in report.examples} == {strongest}
     only = evaluate(
         model, (images, labels), attacks=["clean", other], eps=EPS, batch_size=batch_size
     )

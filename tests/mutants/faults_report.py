@@ -17,8 +17,8 @@ SUMMARY = "advfast/evaluation/summary.py"
 TALLY = "advfast/evaluation/tally.py"
 
 FAULTS = [
-    fault("report", "a part that was not reached counts as broken", TALLY, "still = batch.get(part, still)", "still = batch.get(part, 0)"),
-    fault("report", "parts of the batch before", BATCH, "        entry.stages = {}\n", ""),
+    fault("report", "parts of the last batch alone", TALLY, "totals[part] += still", "totals[part] = still"),
+    fault("report", "what is wrong when clean is in every part", BATCH, "part: int(still.sum()) for part, still", "part: int(still.sum()) + len(outcome.labels) - len(still) for part, still"),
     fault("report", "confusion the wrong way round", CONFUSION, "labels[seen] * classes + predicted[seen].long()", "predicted[seen].long() * classes + labels[seen]"),
     fault("report", "the least sure examples", EXAMPLES, "key=lambda one: (-one.margin, one.sample)", "key=lambda one: (one.margin, one.sample)"),
     fault("report", "examples hold their batch", EXAMPLES, "image=one.image.clone(), attacked=one.attacked.clone()", "image=one.image, attacked=one.attacked"),
