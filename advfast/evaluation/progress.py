@@ -76,9 +76,13 @@ class Progress:
             self._bar.update(images)
         if self._lines and now - self._said >= _LINE_SECONDS:
             self._said = now
-            of = "" if self._samples is None else f" of {self._samples}"
-            words = f"{entry.name}: {self._through[entry.name]:.0f}{of} images"
-            print(f"{words}, {self._words(entry, right)}", file=sys.stderr, flush=True)
+            through = self._through[entry.name]
+            of = self._samples
+            done = f"{through:.0f} images" if of is None else f"{100 * through / of:.0f} %"
+            print(
+                f"{entry.name}: {done} done, {self._words(entry, right)}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
 
     def done(self, entry: Entry, right: int) -> None:
         """It is through, and so many of the batch are right."""

@@ -114,9 +114,9 @@ class EvalReport:
         return rows
 
     def strongest(self) -> str | None:
-        """The attack with the lowest accuracy, other than "clean"; None without any."""
-        attacked = {name: found for name, found in self.results.items() if name != "clean"}
-        return min(attacked, key=lambda name: attacked[name].correct, default=None)
+        """The attack with the lowest accuracy, other than "clean", of equals the last; None without any."""
+        attacked = [name for name in reversed(self.results) if name != "clean"]
+        return min(attacked, key=lambda name: self.results[name].correct, default=None)
 
     def name_of(self, number: int) -> str:
         """A class in words: its number, and its name if known."""

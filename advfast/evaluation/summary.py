@@ -79,8 +79,8 @@ def summarise(
 
 
 def _strongest(tally: Tally) -> Entry | None:
-    """The attack with the lowest accuracy, whose examples are shown."""
-    attacks = [entry for entry in tally.running() if entry.craft is not None]
+    """The attack with the lowest accuracy, of equals the last, whose examples are shown."""
+    attacks = [entry for entry in tally.running() if entry.craft is not None][::-1]
     return min(attacks, key=lambda entry: tally.correct(entry.name), default=None)
 
 

@@ -59,7 +59,7 @@ def test_without_a_terminal_there_is_a_line_a_minute(clock, capsys):
         clock.now += 1
         shown.within(entry, 0.5, 30)
         # Half of 50 images took 60 s; 75 are left.
-        line = "slow: 25 of 100 images, 60.0 % right, 3:00 min left\n"
+        line = "slow: 25 % done, 60.0 % right, 3:00 min left\n"
         assert capsys.readouterr().err == line
         clock.now += 30
         shown.within(entry, 0.75, 20)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from advfast.evaluation import AttackFailed, EvalReport, evaluate
+from advfast.attacks.sanity import Finding
+from advfast.evaluation import AttackFailed, EvalReport, evaluate, run
 from advfast.evaluation.saved import STATE, weights_digest
 
 EPS = 0.1
@@ -64,7 +65,9 @@ def stopped(job, out, after=2, **changed):
         evaluate(**{**job, "attacks": ("clean", "pgd-2", noisy_until), "out": out, **changed})
 
 
-def test_goes_on_after_the_last_whole_batch(job, tmp_path):
+def test_goes_on_after_the_last_whole_batch(job, tmp_path, monkeypatch):
+    finding = Finding("code", "what was seen", "what to try", {"share": 0.5})
+    monkeypatch.setattr(run, "examine", lambda *args, **kwargs: (finding,))
     whole = evaluate(**job, out=tmp_path / "whole")
     stopped(job, tmp_path / "parts")
     assert (tmp_path / "parts" / STATE).exists()
@@ -73,15 +76,14 @@ def test_goes_on_after_the_last_whole_batch(job, tmp_path):
     handle = job["model"].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     resumed = evaluate(**job, out=tmp_path / "parts", resume=True)
     handle.remove()
-    assert torch.equal(
-        seen[0], job["data"][0][40:60]
-    )  # the first forward pass is of the third batch
+    # The first forward pass is of the third batch.
+    assert torch.equal(seen[0], job["data"][0][40:60])
     assert numbers(resumed) == numbers(whole)
     assert numbers(read(tmp_path / "parts")) == numbers(read(tmp_path / "whole"))
     for one, other in zip(resumed.examples, whole.examples, strict=True):
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.attacked, other.attacked)
-    assert whole.findings  # from the first batch, which was not looked at again
+    assert finding in resumed.findings  # of the first batch, which was not looked at again
     assert resumed.seconds > 0
     names = sorted(file.name for file in (tmp_path / "parts").iterdir())
     assert names == ["evaluation.json", "evaluation.png", "evaluation.txt"]
