@@ -32,6 +32,7 @@ from tests.mutants import (  # noqa: E402
     faults_ranks,
     faults_regularised,
     faults_report,
+    faults_sanity,
     faults_square,
 )
 from tests.mutants.faults import Fault  # noqa: E402
@@ -46,6 +47,7 @@ FAULTS = [
     *faults_ranks.FAULTS,
     *faults_regularised.FAULTS,
     *faults_report.FAULTS,
+    *faults_sanity.FAULTS,
     *faults_square.FAULTS,
 ]
 
@@ -113,6 +115,8 @@ TESTS = {
         *_under("training", "regularised", "regularised_runs"),
         "tests/attacks/test_presets.py",
     ],
+    "sanity": ["tests/attacks/sanity", "tests/attacks/masking"],
+    "robustbench": _under("compat", "robustbench"),
     "evaluate": ["tests/evaluation"],
     "report": _under(
         "evaluation", "parts", "confusion", "page", "sanity", "resume", "progress", "edges"

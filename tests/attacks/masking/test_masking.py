@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import advfast
-from advfast.attacks.sanity import examine, sweep
+from advfast.attacks import APGD, Square
+from advfast.attacks.sanity import compare, examine, sweep
 
 from .defences import (
     EPS,
@@ -144,7 +145,7 @@ def test_random_layer(truth):
 
     averaged = robust(model, passes=20, eot=20)
     assert averaged < naive - MUCH
-    assert robust(model, passes=20, eot=80) < truth + FEW
+    assert robust(model, passes=20, eot=50) < truth + FEW
 
 
 def test_batch_norm_in_train_mode():
@@ -169,7 +170,7 @@ def test_batch_norm_in_train_mode():
 def _in_batches(model, **options):
     """Adversarial images, crafted four by four."""
     _, _, images, labels = digits()
-    attack = advfast.PGDAttack(model, EPS, EPS / 4, 20, seed=0, **options)
+    attack = advfast.PGDAttack(model, EPS, EPS / 4, 10, seed=0, **options)
     return torch.cat([attack(*pair) for pair in zip(images.split(4), labels.split(4), strict=True)])
 
 
@@ -218,3 +219,35 @@ def test_saturated_preprocessing():
     through = nn.Sequential(advfast.bpda(Saturated()), *model[1:])
     assert robust(through) < naive - 0.05
     assert not swept(through)
+
+
+def searched(attack) -> float:
+    """Accuracy under an attack of its own."""
+    _, _, images, labels = digits()
+    return accuracy(attack.model, attack(images, labels))
+
+
+def test_square_sees_no_mask(truth):
+    """It asks for logits alone, and so does better than APGD where the gradient is masked, and not where it is not."""
+    masked = nn.Sequential(Round(8), undefended())
+    alone = {
+        "clean": accuracy(masked, digits()[2]),
+        "apgd-ce": searched(APGD(masked, EPS, steps=10)),
+        "square": searched(Square(masked, EPS, queries=300)),
+    }
+    assert alone["apgd-ce"] > truth + MUCH and alone["square"] < alone["apgd-ce"] - MUCH
+    assert [finding.code for finding in compare({}, alone)] == ["black-box-stronger"]
+    assert [finding.code for finding in compare(alone)] == ["square-wins"]
+
+    plain = undefended()
+    alone = {
+        "apgd-ce": searched(APGD(plain, EPS, steps=10)),
+        "square": searched(Square(plain, EPS, queries=300)),
+    }
+    assert alone["apgd-ce"] < truth + FEW < alone["square"] and not compare({}, alone)
+
+
+def test_apgd_through_a_small_temperature(truth):
+    cold = nn.Sequential(undefended(), Scale(1000.0))
+    assert searched(APGD(cold, EPS, steps=10)) > truth + MUCH
+    assert searched(APGD(cold, EPS, steps=20, loss="dlr")) < truth + FEW
