@@ -77,7 +77,7 @@ TESTS = {
     "square-kernel": _under("kernels", "square"),
     "square-triton": _under("kernels", "square"),
     "hyperplane": _under("kernels", "hyperplane"),
-    "fab": ["tests/attacks/search/test_fab.py"],
+    "fab": ["tests/attacks/search/test_fab_by_hand.py", "tests/attacks/search/test_fab.py"],
     "torchattacks-search": _under("compat", "torchattacks_search"),
     "torchattacks": _under("compat", "torchattacks", "torchattacks_surface"),
     "foolbox": _under("compat", "foolbox", "foolbox_hooks", "foolbox_parts"),
