@@ -168,19 +168,26 @@ template <class T> Falling falling(const T* size, const T* beyond, int64_t n, T 
     return all;
 }
 
+constexpr int kNewton = 50; // passes; then the interval is halved until nothing is between its ends
+
 // By how much all sizes shrink so that their sum is eps: size to size - min(max(shift, beyond), size). The sum falls in
 // the shift along straight lines: Newton's method, and halves of the interval where it would leave that.
 template <class T> T common_shift(const T* size, const T* beyond, int64_t n, double eps) {
     T low = 0, high = 0, shift = 0;
     for (int64_t i = 0; i < n; ++i)
         high = size[i] > high ? size[i] : high;
-    for (;;) {
+    for (int pass = 0;; ++pass) {
         const Falling now = falling(size, beyond, n, shift);
         const double excess = now.left - eps;
-        if ((excess <= 0 && shift == 0) || fabs(excess) <= 1e-8 * eps)
+        if ((excess <= 0 && shift == 0) || fabs(excess) <= (sizeof(T) == 4 ? 1e-8 : 1e-14) * eps)
             return shift;
         (excess > 0 ? low : high) = shift;
-        const T newton = now.slope > 0 ? static_cast<T>(shift + excess / now.slope) : low;
+        // Where it rounds to the present number, the neighbour.
+        T newton = low;
+        if (now.slope > 0 && pass < kNewton) {
+            newton = static_cast<T>(shift + excess / now.slope);
+            newton = newton == shift ? neighbour(shift, excess > 0) : newton;
+        }
         const T next = newton > low && newton < high ? newton : low + (high - low) / 2;
         if (!(next > low && next < high))
             return high; // neighbouring numbers: the one inside the ball

@@ -50,7 +50,7 @@ def theirs(network, norm, x, y, *, seed, loss, steps=100, restarts=1, targets=0,
 
 @pytest.mark.parametrize(("norm", "settings"), CASES, ids=str)
 def test_the_same_bits(norm, settings):
-    network, (x, y) = robust_network(), images(128)
+    network, (x, y) = robust_network(), images(64)
     expected = theirs(network, norm, x, y, seed=5, **settings)
     assert not torch.equal(expected, x)
     ours = APGD(network, EPS[norm], norm=norm, seed=5, rng="upstream", fold=False, **settings)
@@ -64,7 +64,7 @@ def test_the_same_bits(norm, settings):
 
 @pytest.mark.parametrize("settings", L1_CASES, ids=str)
 def test_the_same_bits_in_l1(settings):
-    network, (x, y) = robust_network(), images(128)
+    network, (x, y) = robust_network(), images(64)
     expected = theirs(network, "l1", x, y, seed=5, **settings)
     broken = network(expected).argmax(1) != y
     assert 0 < broken.sum() < len(y)
@@ -72,7 +72,7 @@ def test_the_same_bits_in_l1(settings):
     assert torch.equal(ours(x, y), expected)
     ours.fold = True
     # Which pixels move is a comparison that rounding may decide, and a run of 50 steps in l1 depends on it.
-    assert ((network(ours(x, y)).argmax(1) != y) != broken).sum() <= 4
+    assert ((network(ours(x, y)).argmax(1) != y) != broken).sum() <= 3
 
 
 def test_labels_that_are_not_given_are_the_predictions():
