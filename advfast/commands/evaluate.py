@@ -31,8 +31,8 @@ def evaluate(
     attacks: Annotated[
         str,
         typer.Option(
-            help="clean, pgd-K, fgsm, fgsm-rs, bim-K, mi-fgsm-K, tpgd-K and file.py:name of your own, "
-            "with commas."
+            help="clean, pgd-K, cw-K, autoattack, autoattack-plus, autoattack-rand, their parts (apgd-ce, apgd-t, "
+            "fab-t, square, ...), fgsm, fgsm-rs, bim-K, mi-fgsm-K, tpgd-K and file.py:name of your own, with commas."
         ),
     ] = "clean,pgd-20",
     eps: Eps = None,

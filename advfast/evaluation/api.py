@@ -39,7 +39,10 @@ def evaluate(
     "pgd-K" is K steps of size eps/4 that raise the cross-entropy, from one uniform random start, last iterate, with the
     whole model in eval mode. The starts are keyed by (seed, sample number). "fgsm", "fgsm-rs", "bim-K", "mi-fgsm-K" and
     "tpgd-K" are the attacks of these names (see `advfast.attacks`), those with K steps with a step of eps/4 too;
-    `report.attacks` says what each is.
+    "cw-K" is "pgd-K" on the margin of the logits. "autoattack" is the standard version of AutoAttack (see
+    `advfast.AutoAttack`), "autoattack-plus" and "autoattack-rand" are the others, and "apgd-ce", "apgd-dlr", "apgd-t",
+    "fab", "fab-t" and "square" its parts alone; `report.stages` has what each part left. `report.attacks` says what
+    each is.
 
     A sample that is misclassified when clean is broken whatever the attack: it is not attacked, and counts as wrong.
     Each attack gets the others, and its accuracy does not depend on which other attacks are asked for. A sample with

@@ -13,6 +13,7 @@ from advfast.attacks.sanity import Finding, Sweep
 from advfast.evaluation import Accuracy, EvalReport, evaluate
 from advfast.evaluation.confusion import confusion
 from advfast.evaluation.examples import Example
+from advfast.evaluation.page import render
 from advfast.evaluation.report import Cost
 
 EPS = 8 / 255
@@ -168,7 +169,7 @@ def test_everything_from_the_user_is_escaped(tmp_path):
         confusion={EVIL: report.confusion["clean"]},
         examples=tuple(replace(one, attack=EVIL) for one in report.examples),
     )  # fmt: skip
-    text = report.html()
+    text = render(report, {})
     assert "<script" not in text and "alert(&#34;x&#34;)" in text
     page = Page(text)
     assert "script" not in page.tags
@@ -179,7 +180,7 @@ def test_everything_from_the_user_is_escaped(tmp_path):
 def test_many_classes(classes):
     report = full(classes)
     assert report.confusion["clean"].matrix is None
-    page = Page(report.html())
+    page = Page(render(report, {}))
     table = page.tables[2]
     assert len(table) == 1 + min(classes, 100)
     if classes > 100:
@@ -198,8 +199,8 @@ def test_a_bare_report_has_a_page_too(tmp_path):
     assert "L2 eps = 0.3" in " ".join(page.text)
     # One that was read from a file has no images of examples, but what they were.
     back = EvalReport.from_dict(json.loads(json.dumps(full().to_dict())))
-    assert "examples" in Page(back.html()).ids
-    assert Page(back.html()).tags.count("img") == 2
+    read = Page(back.html())
+    assert "examples" in read.ids and read.tags.count("img") == 2
 
 
 def test_files_of_an_older_evaluation_do_not_stay(tmp_path):
@@ -222,7 +223,7 @@ def test_without_matplotlib_there_is_a_page_without_figures(tmp_path, monkeypatc
     assert "img" not in page.tags and "curves" not in page.ids and "confusion" in page.ids
 
 
-SHAPES = [(1, 8, 8), (3, 12, 10), (8, 8, 3), (9, 9), (16,), (2, 4, 8, 8)]
+SHAPES = [(3, 12, 10), (8, 8, 3), (16,), (2, 4, 8, 8)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -278,7 +279,7 @@ def test_an_older_report_is_still_read():
     back = EvalReport.from_dict(json.loads(json.dumps(old)))
     assert back.results == full().results and back.per_class == full().per_class
     assert back.findings == () and back.curves is None
-    assert "autoattack" in str(back) and Page(back.html()).ids
+    assert "autoattack" in str(back) and Page(render(back, {})).ids
 
 
 def test_the_call_and_what_is_left_out_of_it(cnn):
