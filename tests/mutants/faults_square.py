@@ -19,7 +19,7 @@ FAULTS = [
     fault("square", "the loss is not kept", SQUARE, "            left.loss = torch.where(lower, loss, left.loss)\n", ""),
     fault("square", "asks solved samples on", SQUARE, "if len(index) == len(left.at):", "if len(index) > 0:"),
     fault("square", "restarts go on with the first run's draws", SQUARE, "KeyedDraws(points.ids, self.seed, restart,", "KeyedDraws(points.ids, self.seed, 0,"),
-    fault("square", "restarts begin anew with all", SQUARE, "found.x[left[hit]], found.success[left[hit]] = x[hit], True", "found.x[left], found.success[left] = x, broken"),
+    fault("square", "restarts begin anew with all", SQUARE, "left = (~found.success).nonzero()[:, 0]", "left = torch.arange(len(points))"),
     fault("square", "ce is the margin", SQUARE, 'if self.loss == "margin":', "if True:"),
     fault("square", "draws keyed by the place in the batch", DRAWS, "ids = self._ids[:, None, None]", "ids = torch.arange(len(self._ids))[:, None, None]"),
     fault("square", "draws do not leave with their samples", DRAWS, "            self._ahead = self._ahead.selected(index)", "            pass"),
