@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.mutants import (  # noqa: E402
     faults,
+    faults_autoattack,
     faults_captured,
     faults_fab,
     faults_fast,
@@ -39,6 +40,7 @@ from tests.mutants.faults import Fault  # noqa: E402
 
 FAULTS = [
     *faults.FAULTS,
+    *faults_autoattack.FAULTS,
     *faults_captured.FAULTS,
     *faults_fab.FAULTS,
     *faults_fast.FAULTS,
@@ -115,8 +117,9 @@ TESTS = {
         *_under("training", "regularised", "regularised_runs"),
         "tests/attacks/test_presets.py",
     ],
-    "sanity": ["tests/attacks/sanity", "tests/attacks/masking"],
+    "autoattack": ["tests/attacks/autoattack", "tests/evaluation/test_searching.py"],
     "robustbench": _under("compat", "robustbench"),
+    "sanity": ["tests/attacks/sanity", "tests/attacks/masking"],
     "evaluate": ["tests/evaluation"],
     "report": _under(
         "evaluation", "parts", "confusion", "page", "sanity", "resume", "progress", "edges"

@@ -319,3 +319,20 @@ def test_square_beating_the_others_is_said(model, capsys):
     run.run_standard_evaluation(x, y)
     assert [finding.code for finding in run.result.findings] == ["square-wins"]
     assert capsys.readouterr().out.count("warning: square-wins: ") == 1
+
+
+def test_the_judge_is_the_plain_model():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 4)
+    )
+    with torch.no_grad():
+        net(torch.rand(16, 3, 8, 8))
+        x = torch.rand(5, 3, 8, 8)
+        plain = net.eval()(x)
+    run = advfast.AutoAttack(net.train(), verbose=False)
+    assert torch.equal(run.get_logits(x), plain) and net.training
+    with run.oracle(x) as oracle:
+        folded = oracle.logits(oracle.iterate(x))
+    assert not torch.equal(folded, plain)  # else this shows nothing
+    torch.testing.assert_close(folded, plain)
