@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.mutants import (  # noqa: E402
     faults,
+    faults_apgd,
     faults_autoattack,
     faults_captured,
     faults_fab,
@@ -41,6 +42,7 @@ from tests.mutants.faults import Fault  # noqa: E402
 FAULTS = [
     *faults.FAULTS,
     *faults_autoattack.FAULTS,
+    *faults_apgd.FAULTS,
     *faults_captured.FAULTS,
     *faults_fab.FAULTS,
     *faults_fast.FAULTS,
@@ -60,6 +62,10 @@ def _under(folder: str, *names: str) -> list[str]:
 
 KERNEL_TESTS = ["tests/kernels/test_pgd.py"]
 TESTS = {
+    "apgd": [
+        *_under("attacks/search", "apgd", "apgd_schedule", "apgd_parity"),
+        "tests/kernels/test_apgd.py",
+    ],
     "attack": _under(
         "attacks", "pgd", "contract", "bad_input", "call_options", "finish", "wrappers", "losses"
     ),
