@@ -330,3 +330,47 @@ def test_bad_settings_are_refused_before_any_work(settings, kind, message):
         attack(*images(2))
     with pytest.raises(ValueError, match="targets must be an integer >= 1"):
         APGDT(never, targets=0)
+
+
+def test_iterates_against_a_slow_transcription():
+    """One sample in float64: the model is shown the points of algorithm 1, with the returns to the best one."""
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    network[0].weight.data *= 6
+    seen = []
+
+    def model(x):
+        seen.append(x.detach().clone())
+        return network(x)
+
+    x = torch.rand(1, 6, dtype=torch.float64)
+    y, eps, steps = network(x).argmax(1), 0.2, 30
+    APGD(model, eps, steps=steps, fold=False, rng="upstream")(x, y)
+
+    def asked(point):
+        point = point.clone().requires_grad_()
+        loss = nn.functional.cross_entropy(network(point), y)
+        return loss.item(), torch.autograd.grad(loss, point)[0]
+
+    def inside(point):
+        return point.clamp(x - eps, x + eps).clamp(0, 1)
+
+    now = before = seen[1]
+    loss, gradient = asked(now)
+    best = best_then = (loss, now, gradient)
+    last, size, rises, window, since, halved, returns = 0.0, 2 * eps, 0, 6, 0, True, 0
+    for i in range(steps):
+        ahead = inside(now + size * gradient.sign())
+        share = 0.75 if i else 1.0
+        now, before = inside(now + share * (ahead - now) + (1 - share) * (now - before)), now
+        assert torch.allclose(seen[2 + i], now, rtol=0, atol=1e-12), i
+        loss, gradient = asked(now)
+        rises, last, since = rises + (loss > last), loss, since + 1
+        best = max(best, (loss, now, gradient), key=lambda point: point[0])
+        if since == window:
+            halves = rises <= 0.75 * window or (not halved and best[0] == best_then[0])
+            if halves:
+                returns += loss < best[0]
+                size, now, gradient = size / 2, best[1], best[2]
+            halved, best_then, rises, since, window = halves, best, 0, 0, max(window - 1, 1)
+    assert returns >= 2
