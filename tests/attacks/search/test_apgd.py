@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from advfast.attacks import APGD, APGDT
+from advfast.attacks.search.apgd_start import Draws
 
 from .digits import images, linear_network, robust_network
 
@@ -374,3 +375,12 @@ def test_iterates_against_a_slow_transcription():
                 size, now, gradient = size / 2, best[1], best[2]
             halved, best_then, rises, since, window = halves, best, 0, 0, max(window - 1, 1)
     assert returns >= 2
+
+
+@pytest.mark.parametrize("norm", list(EPS))
+def test_each_run_has_a_start_of_its_own(norm):
+    x0, ids = torch.full((3, 40), 0.5), torch.tensor([4, 5, 9])
+    draws = Draws("philox", 0, norm)
+    first, second = draws(x0, ids, 0), draws(x0, ids, 1)
+    assert ((first - second).abs() > 1e-3).float().mean() > 0.9
+    assert torch.equal(first[1:2], draws(x0[:1], ids[1:2], 0))
