@@ -49,6 +49,7 @@ the library's everywhere."""
 
 _ADDED = {"hyperplane_project": "hyperplane_project_cpu"}
 _ADDED |= {"apgd_step_": "apgd_step_cpu"} | dict.fromkeys(_APGD[1:], "apgd_l1_cpu")
+_ADDED |= dict.fromkeys(("square_window", "square_accept_"), "square_window_cpu")
 """What the core has since an op was added to it: a core of before stays in an editable checkout that is updated."""
 
 _FLOAT32: dict[str, tuple[str, ...]] = {

@@ -103,7 +103,9 @@ def by_pyautoattack(
             note(attack, self.robust_flags)
 
     logging.getLogger("auto-attack").setLevel(logging.WARNING)
-    evaluation = theirs.AutoAttack(counted, norm=NORMS[norm], eps=eps, seed=0, version="standard")
+    evaluation = theirs.AutoAttack(
+        counted, norm=NORMS[norm], eps=eps, seed=0, version="standard", device=images.device
+    )
     if attacks is not None:
         evaluation.attacks_to_run = list(attacks)
     if queries is not None:

@@ -63,13 +63,14 @@ class Row:
     status: str
 
 
-def measure(name: str, folder: Path, samples: int, quick: bool) -> list[dict]:
+def measure(name: str, folder: Path, samples: int, quick: bool, device: str) -> list[dict]:
     """The last columns of a network's rows."""
     recipe = robust_models.RECIPES[name]
     if quick:
         recipe = robust_models.quick(recipe)
     model, (images, labels) = robust_models.obtain(recipe, folder)
-    images, labels = images[:samples], labels[:samples]
+    model.to(device)
+    images, labels = images[:samples].to(device), labels[:samples].to(device)
     run = {"norm": recipe.norm, "eps": recipe.eps, "batch_size": BATCH}
     queries = 50 if quick else None
 
@@ -125,19 +126,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", default=",".join(SAMPLES), help="which, with commas")
     parser.add_argument("--samples", type=int, help="of each; default: by network")
     parser.add_argument("--threads", type=int, help="of torch; default: torch's own")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--quick", action="store_true", help="few samples, 50 queries")
     parser.add_argument("--out", type=Path, help=f"CSV to write; default {OUT}, with --quick none")
     options = parser.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    shared = environment("cpu")
+    shared = environment(options.device)
     out = options.out or (None if options.quick else OUT)
     found: list[Row] = []
     for name in options.networks.split(","):
         samples = options.samples or (8 if options.quick else SAMPLES[name])
-        for last in measure(name, options.models, samples, options.quick):
+        for last in measure(name, options.models, samples, options.quick, options.device):
             row = Row(
-                date=shared.date, commit=shared.commit, device="cpu", machine=shared.machine,
+                date=shared.date, commit=shared.commit, device=options.device, machine=shared.machine,
                 threads=shared.threads, torch=shared.torch, **last,
             )  # fmt: skip
             found.append(row)
