@@ -133,13 +133,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     shared = environment(options.device)
+    machine = shared.machine if options.device == "cpu" else f"{shared.gpu}, {shared.machine}"
     out = options.out or (None if options.quick else OUT)
     found: list[Row] = []
     for name in options.networks.split(","):
         samples = options.samples or (8 if options.quick else SAMPLES[name])
         for last in measure(name, options.models, samples, options.quick, options.device):
             row = Row(
-                date=shared.date, commit=shared.commit, device=options.device, machine=shared.machine,
+                date=shared.date, commit=shared.commit, device=options.device, machine=machine,
                 threads=shared.threads, torch=shared.torch, **last,
             )  # fmt: skip
             found.append(row)
