@@ -81,7 +81,7 @@ TESTS = {
     "activation": _under("kernels", "activation"),
     "activation-triton": _under("kernels", "activation"),
     "hash": _under("kernels", "hash"),
-    "square": ["tests/attacks/search/test_square.py", "tests/attacks/search/test_square_draws.py"],
+    "square": [f"tests/attacks/search/test_square{part}.py" for part in ("", "_draws", "_block")],
     "square-kernel": _under("kernels", "square"),
     "square-triton": _under("kernels", "square"),
     "hyperplane": _under("kernels", "hyperplane"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,37 +11,17 @@ from torch import Tensor
 
 from advfast.attacks import checks
 from advfast.attacks.outputs import Output
-from advfast.attacks.rows import _Selectable
 
 from .base import Found, Points, SearchAttack, Watch
 from .oracle import Oracle
+from .square_block import ROWS_ON_CPU, Blocks, Left, Rated, ask_block, ask_one
 from .square_draws import Draws, KeyedDraws, PublishedDraws
-from .square_moves import Moves
+from .square_moves import Moves, Window
 from .square_windows import image_sides, share, window_sides
 
 LOSSES = ("margin", "ce")
 _MOST_QUERIES = 2**31
 _MOST_RESTARTS = 2**15
-
-
-@dataclass
-class _Left(_Selectable):
-    """The samples of a run that are not solved.
-
-    Attributes:
-        best: [n, C, H, W] image of the lowest loss so far.
-        x0: [n, C, H, W] the clean images.
-        labels: [n] int64.
-        at: [n] int64, which of the run's samples they are.
-        margin, loss: [n] of `best`.
-    """
-
-    best: Tensor
-    x0: Tensor
-    labels: Tensor
-    at: Tensor
-    margin: Tensor
-    loss: Tensor
 
 
 class Square(SearchAttack):
@@ -160,29 +139,47 @@ class Square(SearchAttack):
         margin, loss = self._rate(logits, points.labels)
         result, broken = best.clone(), logits.argmax(1) != points.labels
         at = torch.arange(len(x0), device=x0.device)
-        left = _Left(best, x0, points.labels, at, margin, loss)
+        left = Left(best, x0, points.labels, at, margin, loss)
         left = _go_on(left, draws)
-        for query in range(self.queries):
-            if not len(left.at):
-                break
+
+        def rate(candidates: Tensor, labels: Tensor) -> Rated:
+            logits = oracle.logits(candidates.view(-1, *shape[1:]))
+            return (*self._rate(logits, labels), logits.argmax(1) != labels)
+
+        blocks = Blocks(ROWS_ON_CPU if x0.device.type == "cpu" else oracle.rows)
+        query = 0
+        while query < self.queries and len(left.at):
             watch(query / self.queries)
-            covered = share(query, self.queries, self.p_init, self.rescale_schedule)
-            window = window_sides(covered, *sides, moves.norm, published)
-            drawn = draws.query(query, (sides[1] - window[0], sides[2] - window[1]))
-            candidate = moves.candidate(left.best, left.x0, window, drawn)
-            logits = oracle.logits(candidate.view(-1, *shape[1:]))
-            margin, loss = self._rate(logits, left.labels)
-            lower, solved = loss < left.loss, margin <= 0
-            improved = lower | solved
-            moves.accept_(left.best, candidate, improved, window, drawn)
-            left.margin = torch.where(improved, margin, left.margin)
-            left.loss = torch.where(lower, loss, left.loss)
-            if solved.any():
-                done = solved.nonzero()[:, 0]
+            window = self._window(query, sides)
+            rooms = (sides[1] - window[0], sides[2] - window[1])
+            count = 1
+            if isinstance(draws, KeyedDraws) and self.fold:
+                count = self._alike(query, blocks.count(len(left.at)), window, sides)
+            if count > 1 and isinstance(draws, KeyedDraws):
+                drawn = draws.block(query, count, rooms)
+                count = drawn.places.shape[1]
+                asked = ask_block(left, moves, window, drawn, rate)
+            else:
+                asked = ask_one(left, moves, window, draws.query(query, rooms), rate)
+            query += count
+            blocks.note(asked.taken, len(left.at), count)
+            if asked.solved.any():
+                done = asked.solved.nonzero()[:, 0]
                 result[left.at[done]] = left.best[done]
-                broken[left.at[done]] = logits[done].argmax(1) != left.labels[done]
+                broken[left.at[done]] = asked.broken[done]
                 left = _go_on(left, draws)
         return result.view(shape), broken
+
+    def _window(self, query: int, sides: tuple[int, int, int]) -> Window:
+        covered = share(query, self.queries, self.p_init, self.rescale_schedule)
+        return window_sides(covered, *sides, self.norm.lower(), self.rng == "upstream")
+
+    def _alike(self, query: int, count: int, window: Window, sides: tuple[int, int, int]) -> int:
+        """How many of the next `count` queries have this window."""
+        count = min(count, self.queries - query)
+        while count > 1 and self._window(query + count - 1, sides) != window:
+            count -= 1
+        return count
 
     def _rate(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """([n] margins, [n] losses)."""
@@ -194,7 +191,7 @@ class Square(SearchAttack):
         return margin, -F.cross_entropy(logits, labels, reduction="none")
 
 
-def _go_on(left: _Left, draws: Draws) -> _Left:
+def _go_on(left: Left, draws: Draws) -> Left:
     """Those whose margin is above 0."""
     # NaN is neither: a sample that has it is asked on.
     index = (~(left.margin <= 0)).nonzero()[:, 0]

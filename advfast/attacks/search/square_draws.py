@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ _AHEAD_ROWS = 2**16
 
 @dataclass
 class Drawn:
-    """What one query moves where.
+    """What one query moves where; of a block of q queries, with an axis [q] behind the first.
 
     Attributes:
         places: [n, 2] int64, top row and left column of the window.
@@ -38,6 +38,12 @@ class Drawn:
     others: Tensor | None
     turned: Tensor | None
     signs: Tensor
+
+    def at(self, *index: Any) -> Drawn:
+        """That part of all of them."""
+        others = None if self.others is None else self.others[index]
+        turned = None if self.turned is None else self.turned[index]
+        return Drawn(self.places[index], others, turned, self.signs[index])
 
 
 @dataclass
@@ -80,18 +86,22 @@ class KeyedDraws:
         return self._signs(_bits(words.flatten(1), count))
 
     def query(self, number: int, rooms: tuple[int, int]) -> Drawn:
-        if self._ahead is None or not self._first <= number < self._last:
-            self._draw(number)
+        return self.block(number, 1, rooms).at(slice(None), 0)
+
+    def block(self, first: int, count: int, rooms: tuple[int, int]) -> Drawn:
+        """[n, q, ...] of the next q queries, as many of `count` as are drawn together."""
+        if self._ahead is None or not self._first <= first < self._last:
+            self._draw(first)
         assert self._ahead is not None
-        at = number - self._first
+        at = slice(first - self._first, first - self._first + count)
         words, bits = self._ahead.words[:, at], self._ahead.bits[:, at]
         # Every place inside the image is as likely as any other.
         most = torch.tensor(rooms * 2, device=words.device) + 1
         places = (words * most) >> 32
-        signs = self._signs(bits[:, 1:])
+        signs = self._signs(bits[..., 1:])
         if self._norm == "linf":
-            return Drawn(places[:, :2], None, None, signs)
-        return Drawn(places[:, :2], places[:, 2:], bits[:, 0], signs)
+            return Drawn(places[..., :2], None, None, signs)
+        return Drawn(places[..., :2], places[..., 2:], bits[..., 0], signs)
 
     def keep(self, index: Tensor) -> None:
         self._ids = self._ids[index]

@@ -168,7 +168,7 @@ def test_passes_are_those_the_algorithm_needs():
     model = linear((6,), classes=4)
     x, y = data(model, (6,), 5)
     y[0] = (y[0] + 1) % 4
-    attack = Square(model, 1e-6, queries=30, restarts=2)
+    attack = Square(model, 1e-6, queries=30, restarts=2, fold=False)
     assert torch.equal(attack(x, y), x)
     assert (attack.forwards, attack.backwards) == (5 + 2 * 31 * 4, 0)
     attack.eps = 0.0
