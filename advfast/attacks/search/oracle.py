@@ -19,6 +19,9 @@ from advfast.attacks.state import bare_model, crafting, parameter_dtype
 Objective = Callable[[Tensor, slice], Tensor]
 """(logits [b, K], which rows of the input they are of) -> [b], of which the sum is differentiated."""
 
+_ON_CPU, _LEAST_ROWS = 200_000, 64
+"""Input elements of a pass on a CPU, whose caches larger ones leave (a gradient of ResNet-18 of width 8 takes 40 % more at
+2,250 images of 28x28 than at 250); and rows at least."""
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -62,7 +65,10 @@ class Oracle:
         # Without parameters the model may want what it is given.
         self._input_dtype = own or example.dtype
         elements = max(1, example[0].numel()) if len(example) else 1
-        self.rows = batch_size or max(1, FOLDED_ELEMENTS // elements)
+        most = max(1, FOLDED_ELEMENTS // elements)
+        if example.device.type == "cpu":
+            most = min(most, max(_ON_CPU // elements, _LEAST_ROWS))
+        self.rows = batch_size or most
         self.memory_format: torch.memory_format | None = None
         self.forwards = self.backwards = 0
         self.nonfinite = torch.zeros(1, dtype=torch.int64, device=example.device)
@@ -138,9 +144,9 @@ class Oracle:
         return self._network
 
     def _pieces(self, count: int) -> list[slice]:
-        return [slice(i, min(i + self.rows, count)) for i in range(0, count, self.rows)] or [
-            slice(0, 0)
-        ]
+        """As few as may be, of equal sizes."""
+        pieces = max(1, -(-count // self.rows))
+        return [slice(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
 
 
 class _Select:
