@@ -20,8 +20,8 @@ Objective = Callable[[Tensor, slice], Tensor]
 """(logits [b, K], which rows of the input they are of) -> [b], of which the sum is differentiated."""
 
 _ON_CPU, _LEAST_ROWS = 200_000, 64
-"""Input elements of a pass on a CPU, whose caches larger ones leave (a gradient of ResNet-18 of width 8 takes 40 % more at
-2,250 images of 28x28 than at 250); and rows at least."""
+"""Input elements of a pass on a CPU, whose caches larger ones leave (a gradient of ResNet-18 of width 8 takes 40 % more
+at 2,250 images of 28x28 than at 250); and rows at least."""
 _AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
