@@ -117,7 +117,8 @@ def part_settings(name: str, of: dict[str, Knobs]) -> dict[str, Any]:
 def cost(name: str, settings: dict[str, Any], classes: int) -> tuple[int, int]:
     """(forward, backward) passes of one image that a sample takes which this part does not break.
 
-    Of FAB this is an estimate: it depends on how often its iterates cross the boundary.
+    Of FAB this is an estimate: it depends on how often its iterates cross the boundary. Square takes a few passes more
+    where it asks several queries at once.
 
     Args:
         settings: of `part_settings`, with as many targets as are run.
