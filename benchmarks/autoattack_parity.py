@@ -78,7 +78,7 @@ def rows(network: str, recipe: Recipe, mode: str, peer: Outcome, ours: Outcome) 
             "accuracy": float(own.float().mean()),
             "agreement": float((own == theirs).float().mean()), "more_robust": len(more),
             "less_robust": int((theirs & ~own).sum()),
-            "more_robust_samples": " ".join(map(str, more)),
+            "more_robust_samples": " ".join(map(str, more)) or "none",
             "seconds": ours.total if attack == "all" else ours.seconds[attack],
             "peer_seconds": peer.total if attack == "all" else peer.seconds[attack],
         }  # fmt: skip
