@@ -12,21 +12,7 @@ namespace {
 
 constexpr double kTiny = 1e-12; // added to the norms that are divided by
 
-// Sums are taken in double, in kLanes interleaved partial sums: the same on every instruction set.
-constexpr int kLanes = 16;
-template <class F> double sum_of(int64_t n, F term) {
-    double lanes[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-        for (int lane = 0; lane < kLanes; ++lane)
-            lanes[lane] += term(i + lane);
-    for (int lane = 0; i < n; ++i, ++lane)
-        lanes[lane] += term(i);
-    double sum = 0;
-    for (double lane : lanes)
-        sum += lane;
-    return sum;
-}
+constexpr int kLanes = 16; // of interleaved partial sums
 
 template <class T> T between(T v, T low, T high) {
     v = v < low ? low : v;

@@ -12,6 +12,22 @@ namespace {
 
 template <class T> struct Types {};
 
+// Sums over a sample are taken in double, in kLanes interleaved partial sums: the same on every instruction set.
+template <class F> double sum_of(int64_t n, F term) {
+    constexpr int kLanes = 16;
+    double lanes[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int lane = 0; lane < kLanes; ++lane)
+            lanes[lane] += term(i + lane);
+    for (int lane = 0; i < n; ++i, ++lane)
+        lanes[lane] += term(i);
+    double sum = 0;
+    for (double lane : lanes)
+        sum += lane;
+    return sum;
+}
+
 // Calls f(Types<T>{}) with the C++ type of a dtype tag.
 template <class F> void with_dtype(DType dtype, F f) {
     switch (dtype) {

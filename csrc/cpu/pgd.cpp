@@ -183,21 +183,6 @@ template <class T> struct Step {
 
     // --- l2 and l1: one sample --------------------------------------------------------------------------------------
 
-    // Sums over a sample are taken in double, in kLanes interleaved partial sums: the same on every instruction set.
-    static constexpr int kLanes = 16;
-    template <class F> static double sum_of(int64_t n, F term) {
-        double lanes[kLanes] = {};
-        int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes)
-            for (int lane = 0; lane < kLanes; ++lane)
-                lanes[lane] += term(i + lane);
-        for (int lane = 0; i < n; ++i, ++lane)
-            lanes[lane] += term(i);
-        double sum = 0;
-        for (double lane : lanes)
-            sum += lane;
-        return sum;
-    }
     template <class F> void chunks(F f) const {
         for (int64_t start = 0; start < dim; start += kChunk)
             f(start, dim - start < kChunk ? dim - start : kChunk);

@@ -299,7 +299,7 @@ FAULTS = [
     fault("capture", "stale inputs", CAPTURED, "static.copy_(value, non_blocking=True)", "pass"),
     fault("capture", "eps and alpha of the capture", CAPTURED, "static.fill_(value)", "pass"),
     fault("capture", "shapes not in the key", KEY, "(name, *(_kind(value) if isinstance(value, Tensor) else ()))", "(name,)"),
-    fault("capture", "places of the weights not in the key", KEY, "yield tensor.data_ptr(), *_kind(tensor)", "yield _kind(tensor)"),
+    fault("capture", "places of the weights not in the key", KEY, "yield place(tensor)", "yield _kind(tensor)"),
     fault("capture", "settings not in the key", KEY, "return type(attack), kinds, settings, own,", "return type(attack), kinds,"),
     fault("capture", "eps in the key", KEY, "and field.name not in numbers", ""),
     fault("capture", "hooks not in the key", KEY, "yield hooks, *own[hooks]", "pass"),

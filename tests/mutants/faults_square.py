@@ -21,7 +21,7 @@ FAULTS = [
     fault("square", "asks solved samples on", SQUARE, "if len(index) == len(left.at):", "if len(index) > 0:"),
     fault("square", "restarts go on with the first run's draws", SQUARE, "KeyedDraws(points.ids, self.seed, restart,", "KeyedDraws(points.ids, self.seed, 0,"),
     fault("square", "restarts begin anew with all", SQUARE, "left = (~found.success).nonzero()[:, 0]", "left = torch.arange(len(points))"),
-    fault("square", "ce is the margin", SQUARE, 'if self.loss == "margin":', "if True:"),
+    fault("square", "ce is the margin", SQUARE, 'ahead if self.loss == "margin" else -ce(logits, labels)', "ahead"),
     fault("square", "a block takes its last success", BLOCK, "table.amin(1)", "torch.where(table < count, table, -1).amax(1) + (table == count).all(1) * (count + 1)"),
     fault("square", "a block asks no more behind a success", BLOCK, "following[rows] = earliest + 1", "following[rows] = count"),
     fault("square", "a block skips a query", BLOCK, "following[rows] = earliest + 1", "following[rows] = earliest + 2"),

@@ -17,7 +17,7 @@ from advfast.kernels import l1_box_correction
 from . import apgd_losses
 from .apgd_run import Plan, Run, first_success
 from .apgd_start import Draws, start
-from .base import Found, Points, SearchAttack, Watch
+from .base import Found, Points, SearchAttack, Watch, part_of
 from .oracle import Oracle
 
 LARGER = (3.0, 2.0, 1.0)
@@ -93,22 +93,14 @@ class APGD(SearchAttack):
             raise ValueError(f"large_eps=True is for norm='l1', got norm={self.norm!r}")
 
     def search(self, oracle: Oracle, points: Points, watch: Watch | None = None) -> Found:
-        classes = points.logits.shape[1]
-        if self.targets >= classes:
-            raise ValueError(
-                f"targets={self.targets} needs at least {self.targets + 1} classes, the model has {classes}"
-            )
+        self.check_targets(self.targets, points.logits.shape[1])
         whole = not self.fold or self.rng == "upstream"
         size = len(points) if whole else oracle.rows
         found = Found(points.x.clone(), torch.zeros_like(points.labels, dtype=torch.bool))
         draws = Draws(self.rng, self.seed, self.norm.lower())
         for begin in range(0, len(points), size):
             index = torch.arange(begin, min(begin + size, len(points)), device=points.x.device)
-
-            def inner(share: float, begin: int = begin, count: int = len(index)) -> None:
-                if watch is not None:
-                    watch((begin + share * count) / len(points))
-
+            inner = part_of(watch, begin / len(points), len(index) / len(points))
             part = self._runs(oracle, points.selected(index), draws, inner, not whole)
             found.success[index] = part.success
             found.x.index_copy_(0, index, part.x)
@@ -128,10 +120,7 @@ class APGD(SearchAttack):
                 break
             runs = self._side_by_side(total - first, len(left), oracle.rows, rare) if folds else 1
             numbers = range(first, first + runs)
-
-            def inner(share: float, first: int = first, runs: int = runs) -> None:
-                watch((first + share * runs) / total)
-
+            inner = part_of(watch, first / total, runs / total)
             here = points.selected(left)
             targets = [order[left, -2 - number // self.restarts] for number in numbers]
             run = self._run(oracle, here, torch.cat(targets), numbers, draws, inner)
@@ -179,10 +168,7 @@ class APGD(SearchAttack):
             if self.large_eps:
                 x = self._projected(x, rows.x, eps)
                 draws.skip(rows.x)
-
-            def inner(share: float, before: int = steps_before, steps: int = steps) -> None:
-                watch((before + share * steps) / self.steps)
-
+            inner = part_of(watch, steps_before / self.steps, steps / self.steps)
             plan = self._plan(eps, steps, last)
             run = Run(oracle, plan, x.clamp(0.0, 1.0), rows.x, rows.labels, targets, runs)(inner)
             if last:

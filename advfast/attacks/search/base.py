@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advfast import _backend
 from advfast.attacks import checks
+from advfast.attacks.arguments import ids_of
 from advfast.attacks.finish import over
 from advfast.attacks.outputs import Output, check_output
 from advfast.attacks.rows import _Selectable
@@ -22,6 +23,16 @@ from .oracle import Oracle
 RNGS = ("philox", "upstream")
 Watch = Callable[[float], None]
 """Called with the share of a search that is done, 0 to 1."""
+
+
+def part_of(watch: Watch | None, before: float, share: float) -> Watch:
+    """Told of a part of a search, tells of the whole: `before` was done, and the part is this share of it."""
+
+    def tell(done: float) -> None:
+        if watch is not None:
+            watch(min(1.0, before + share * done))
+
+    return tell
 
 
 @dataclass
@@ -152,7 +163,9 @@ class SearchAttack:
             logits = oracle.logits(x0)
             classes = logits.argmax(1) if labels is None else checks.classes_of(labels)
             checks.check_values(x0, (0.0, 1.0), labels, logits.shape[1])
-            ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
+            if sample_ids is None:
+                sample_ids = torch.arange(len(x0), device=x0.device)
+            ids = ids_of(sample_ids, x0)
             right = (logits.argmax(1) == classes).nonzero()[:, 0]
             points = Points(x0, classes, ids, logits).selected(right)
             if len(points) and self.eps > 0:
@@ -203,6 +216,17 @@ class SearchAttack:
             watch: told how far it has come.
         """
         raise NotImplementedError
+
+    def check_targets(self, targets: int, classes: int) -> None:
+        """
+        Raises:
+            ValueError: there are fewer wrong classes than targets.
+        """
+        if targets >= classes:
+            raise ValueError(
+                f"{type(self).__name__}: targets={targets} needs at least {targets + 1} classes, the model has "
+                f"{classes}"
+            )
 
     def check(self) -> None:
         """

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from advfast.attacks import checks
-from advfast.attacks.outputs import Output
 from advfast.attacks.rows import pick
 
-from .base import Found, Points, SearchAttack, Watch
+from .base import Found, Points, SearchAttack, Watch, part_of
 from .fab_boundary import Step
 from .fab_runs import Search
 from .fab_starts import keyed, published
@@ -72,18 +71,9 @@ class FAB(SearchAttack):
         eta: float = 1.05,
         beta: float = 0.9,
         keep: str = "ball",
-        seed: int = 0,
-        rng: str = "philox",
-        fold: bool = True,
-        precision: str = "fp32",
-        batch_size: int | None = None,
-        output: Output = None,
-        impl: str = "auto",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            model, eps, norm=norm, seed=seed, rng=rng, fold=fold, precision=precision,
-            batch_size=batch_size, output=output, impl=impl,
-        )  # fmt: skip
+        super().__init__(model, eps, norm=norm, **settings)
         self.steps = steps
         self.restarts = restarts
         self.targets = targets
@@ -109,11 +99,7 @@ class FAB(SearchAttack):
 
     def search(self, oracle: Oracle, points: Points, watch: Watch | None = None) -> Found:
         classes = points.logits.shape[1]
-        if self.targets >= classes:
-            raise ValueError(
-                f"{type(self).__name__}: targets must be at most {classes - 1} for a model of {classes} classes, got "
-                f"{self.targets}"
-            )
+        self.check_targets(self.targets, classes)
         step = Step(self.norm.lower(), self.alpha_max, self.eta, self.impl)
         search = Search(
             oracle, step, steps=self.steps, beta=self.beta, classes=classes,
@@ -143,7 +129,7 @@ class FAB(SearchAttack):
                 found.x[index], distance[index] = search(
                     starts, part.x, part.labels,
                     self._others(part, group),
-                    _share_of(watch, begun / runs, share / runs),
+                    part_of(watch, begun / runs, share / runs),
                 )  # fmt: skip
                 begun += share
             found.success = distance.isfinite()
@@ -197,13 +183,3 @@ class FABT(FAB):
         **settings: Any,
     ) -> None:
         super().__init__(model, eps, targets=targets, **settings)
-
-
-def _share_of(watch: Watch | None, before: float, share: float) -> Watch:
-    """Told of a part of a search, tells of the whole."""
-
-    def tell(done: float) -> None:
-        if watch is not None:
-            watch(min(1.0, before + share * done))
-
-    return tell

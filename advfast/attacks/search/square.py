@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from advfast.attacks import checks
-from advfast.attacks.outputs import Output
+from advfast.attacks.losses import ce, margin
 
-from .base import Found, Points, SearchAttack, Watch
+from .base import Found, Points, SearchAttack, Watch, part_of
 from .oracle import Oracle
 from .square_block import ROWS_ON_CPU, Blocks, Left, Rated, ask_block, ask_one
 from .square_draws import Draws, KeyedDraws, PublishedDraws
@@ -66,18 +65,9 @@ class Square(SearchAttack):
         p_init: float = 0.8,
         loss: str = "margin",
         rescale_schedule: bool = False,
-        seed: int = 0,
-        rng: str = "philox",
-        fold: bool = True,
-        precision: str = "fp32",
-        batch_size: int | None = None,
-        output: Output = None,
-        impl: str = "auto",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            model, eps, norm=norm, seed=seed, rng=rng, fold=fold, precision=precision,
-            batch_size=batch_size, output=output, impl=impl,
-        )  # fmt: skip
+        super().__init__(model, eps, norm=norm, **settings)
         self.queries = queries
         self.restarts = restarts
         self.p_init = p_init
@@ -110,7 +100,9 @@ class Square(SearchAttack):
                 break
             part = points.selected(left)
             draws = self._draws(part, restart, generator)
-            x, broken = self._run(oracle, part, draws, _part_of(watch, restart, self.restarts))
+            x, broken = self._run(
+                oracle, part, draws, part_of(watch, restart / self.restarts, 1 / self.restarts)
+            )
             hit = broken.nonzero()[:, 0]
             found.x[left[hit]], found.success[left[hit]] = x[hit], True
         if watch is not None:
@@ -136,10 +128,10 @@ class Square(SearchAttack):
         moves = Moves(self.norm.lower(), self.eps, self.impl, "reference" if published else "auto")
         best = moves.start(x0, draws)
         logits = oracle.logits(best.view(shape))
-        margin, loss = self._rate(logits, points.labels)
+        ahead, loss = self._rate(logits, points.labels)
         result, broken = best.clone(), logits.argmax(1) != points.labels
         at = torch.arange(len(x0), device=x0.device)
-        left = Left(best, x0, points.labels, at, margin, loss)
+        left = Left(best, x0, points.labels, at, ahead, loss)
         left = _go_on(left, draws)
 
         def rate(candidates: Tensor, labels: Tensor) -> Rated:
@@ -183,12 +175,8 @@ class Square(SearchAttack):
 
     def _rate(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """([n] margins, [n] losses)."""
-        own = labels[:, None]
-        others = logits.scatter(1, own, -math.inf).amax(1)
-        margin = logits.gather(1, own)[:, 0] - others
-        if self.loss == "margin":
-            return margin, margin
-        return margin, -F.cross_entropy(logits, labels, reduction="none")
+        ahead = -margin(logits, labels)
+        return ahead, ahead if self.loss == "margin" else -ce(logits, labels)
 
 
 def _go_on(left: Left, draws: Draws) -> Left:
@@ -199,13 +187,3 @@ def _go_on(left: Left, draws: Draws) -> Left:
         return left
     draws.keep(index)
     return left.selected(index)
-
-
-def _part_of(watch: Watch | None, run: int, runs: int) -> Watch:
-    """Told of a run, tells of all."""
-
-    def tell(done: float) -> None:
-        if watch is not None:
-            watch((run + done) / runs)
-
-    return tell

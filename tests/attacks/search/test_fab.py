@@ -302,7 +302,7 @@ def test_fabt():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"targets": 10}, "targets must be at most 9 for a model of 10 classes, got 10"),
+        ({"targets": 10}, "targets=10 needs at least 11 classes, the model has 10"),
         ({"targets": -1}, "targets must be an integer >= 0"),
         ({"steps": 0}, "steps must be an integer >= 1"),
         ({"restarts": 1.5}, "restarts must be an integer >= 1"),

@@ -259,3 +259,12 @@ def test_bad_settings_are_refused():
     x = torch.rand(2, 4)
     with pytest.raises(ValueError, match="2 classes or more"):
         Square(one, 0.1)(x, torch.zeros(2, dtype=torch.long))
+
+
+def test_sample_ids_are_one_number_a_sample():
+    model = linear((6,), classes=4)
+    x, y = data(model, (6,), 5)
+    with pytest.raises(ValueError, match=r"sample_ids must be int64 of shape \(5,\)"):
+        Square(model, 0.1, queries=2)(x, y, sample_ids=torch.arange(4))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'querys'"):
+        Square(model, 0.1, querys=2)
