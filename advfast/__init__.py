@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from . import attacks as attacks
 from . import kernels as kernels
 from . import ntk as ntk
+from . import studies as studies
 from ._backend import available_impls as available_impls
 from ._backend import info as info
 from .attacks import AutoAttack as AutoAttack

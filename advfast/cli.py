@@ -11,6 +11,7 @@ from .commands.attack import attack
 from .commands.evaluate import evaluate
 from .commands.info import info
 from .commands.ntk import ntk
+from .commands.study import study
 from .commands.train import train
 
 app = typer.Typer(
@@ -71,3 +72,4 @@ def _root(
 
 for _command in (train, evaluate, attack, ntk, info):
     app.command()(_command)
+app.add_typer(study)

@@ -63,7 +63,12 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """UTF-8, as `write_atomic`."""
-    write_atomic(path, lambda stream: stream.write(text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """As `write_atomic`."""
+    write_atomic(path, lambda stream: stream.write(content))
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:

@@ -26,6 +26,12 @@ class Batch(NamedTuple):
     indices: Tensor | None
     """[B] int64: numbers of the samples in the source; None from a DataLoader that does not give them."""
 
+    guide: Tensor | None = None
+    """[B, K] float32: probabilities that a `guided` method draws its predictions to; a modifier puts them in."""
+
+    guide_weight: Tensor | None = None
+    """0-d float32: the weight of that in the objective of the attack and in the loss."""
+
 
 class Source(Protocol):
     """A data set of images with pixels in [0, 1].

@@ -113,7 +113,7 @@ def batches(
     device = model_device(model) or torch.device("cpu")
     dtype = parameter_dtype(model) or torch.float32
     done = 0
-    for images, labels, numbers in ordered(of.data, batch_size, device):
+    for images, labels, numbers, *_ in ordered(of.data, batch_size, device):
         if limit is not None and done + len(labels) > limit:
             keep = limit - done
             images, labels = images[:keep], labels[:keep]

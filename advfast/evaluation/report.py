@@ -5,12 +5,11 @@ from __future__ import annotations
 import warnings as python_warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from advfast.attacks.sanity import Finding, Sweep
-from advfast.files import write_atomic, write_json, write_text
+from advfast.files import write_bytes, write_json, write_text
 
 from .accuracy import Accuracy as Accuracy
 from .confusion import Confusion
@@ -182,7 +181,7 @@ class EvalReport:
             # What is there already would be of an older evaluation.
             (folder / name).unlink(missing_ok=True)
         for name, picture in figures.items():
-            write_atomic(folder / name, partial(_write, picture))
+            write_bytes(folder / name, picture)
             written.append(folder / name)
         if page:
             from .page import render
@@ -194,7 +193,3 @@ class EvalReport:
         if reason:
             python_warnings.warn(reason, RuntimeWarning, stacklevel=2)
         return written
-
-
-def _write(content: bytes, stream: BinaryIO) -> None:
-    stream.write(content)

@@ -163,6 +163,15 @@ def begin_modifiers(
             raise ValueError(
                 f"modifier {modifier.name!r} mixes labels, and method {a.method!r} needs classes"
             )
+        if modifier.guides and not own.guided:
+            raise ValueError(
+                f"modifier {modifier.name!r} draws predictions to ensembled ones, which method {a.method!r} does "
+                "not do"
+            )
+        if modifier.guides and any(other.makes_soft_labels for other in modifiers):
+            raise ValueError(
+                f"modifier {modifier.name!r} follows the predictions on each image, and another one mixes images"
+            )
         modifier.begin(model, run)
     return modifiers
 

@@ -119,8 +119,12 @@ class TrainStep:
             return
         for first in range(0, len(images), size):
             chosen = slice(first, first + size)
-            indices = None if batch.indices is None else batch.indices[chosen]
-            part = Batch(batch.images[chosen], batch.labels[chosen], indices)
+            rows = {
+                name: value[chosen]
+                for name, value in batch._asdict().items()
+                if value is not None and value.dim()
+            }
+            part = batch._replace(**rows)
             yield images[chosen], part, whole * len(part.images) / len(images)
 
     def _gradients(self, method: Method, images: Tensor, batch: Batch) -> list[Tensor | None]:

@@ -224,13 +224,15 @@ def train(
             extra_share=extra_share,
         )
         own = methods.make(method, model, settings(a))
-        a.alpha, a.steps = own.alpha, own.steps
+        a.alpha, a.steps, own.ranks = own.alpha, own.steps, ranks
         own.begin(
             loader, sample.to(memory_format=torch.channels_last) if a.channels_last else sample
         )
         if own.repeats > 1:
             loader = Repeated(loader, own.repeats)
-        run_info = RunInfo(classes, batch_size, epochs, len(loader), seed, ranks)
+        run_info = RunInfo(
+            classes, batch_size, epochs, len(loader), seed, getattr(loader, "samples", None), ranks
+        )
         going_with = begin_modifiers(a, own, model, run_info)
         made = make_optimizer(a, model)
         config = {name: plain(value) for name, value in vars(a).items() if name not in _NOT_CONFIG}

@@ -30,7 +30,7 @@ def by_hand(model, batches, m, alpha, reset=False):
     """Shafahi et al., algorithm 1, with the clamp of their code; the perturbations that were trained on."""
     delta = torch.zeros_like(batches[0].images)
     seen = []
-    for images, labels, _ in batches:
+    for images, labels, *_ in batches:
         if reset:
             delta.zero_()
         for _ in range(m):

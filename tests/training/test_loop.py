@@ -44,7 +44,7 @@ def test_training_is_the_plain_loop(tmp_path, tiny, method):
     for row in result.history:
         plain.train()
         losses, correct = 0.0, 0
-        for x, y, numbers in loader.batches(int(row["epoch"])):
+        for x, y, numbers, *_ in loader.batches(int(row["epoch"])):
             assert torch.equal(x, images[numbers])
             assert torch.equal(y, labels[numbers])
             if method == "pgd-at":

@@ -16,6 +16,8 @@ from advfast.attacks import PGDAttack
 from advfast.data import Batch
 from advfast.graphs import plain_attributes
 
+from ..parallel import Ranks
+
 if TYPE_CHECKING:
     from ..loop import Batches
 
@@ -89,6 +91,9 @@ class Method:
     soft_labels: ClassVar[bool] = True
     """Whether labels may be probabilities [B, K] (cutmix, mixup)."""
 
+    guided: ClassVar[bool] = False
+    """Whether `craft` and `loss` draw predictions to `Batch.guide`, where there is one."""
+
     per_rank: ClassVar[bool] = False
     """Whether `state_dict` is another one in each process of a run, which goes on with as many as it began with."""
 
@@ -98,6 +103,9 @@ class Method:
     repeats: int = 1
     """Optimiser steps in a row on each batch."""
 
+    ranks: Ranks
+    """The processes of the run, there from `begin` on; a state that `state_dict` gives is the same in all of them."""
+
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         for name in settings.options:
             if name not in self.options:
@@ -105,6 +113,7 @@ class Method:
                 raise ValueError(f"the method has no option {name!r}; it has {known}")
         self.model = model
         self.settings = settings
+        self.ranks = Ranks()
         of_eps = self.defaults.get("alpha_of_eps", PGDAttack.STEP_OF_EPS)
         self.eps = float(settings.eps)
         self.alpha = self.eps * of_eps if settings.alpha is None else float(settings.alpha)

@@ -29,6 +29,7 @@ class RunInfo:
         epochs: of the run.
         steps_per_epoch: optimiser steps.
         seed: of the run.
+        samples: that are trained on, numbered from 0; None where they have no numbers (a DataLoader).
         ranks: its processes.
     """
 
@@ -37,6 +38,7 @@ class RunInfo:
     epochs: int
     steps_per_epoch: int
     seed: int
+    samples: int | None = None
     ranks: Ranks = field(default_factory=Ranks)
 
 
@@ -99,6 +101,9 @@ class Modifier:
 
     makes_soft_labels: ClassVar[bool] = False
     """Whether `batch` returns labels [B, K]."""
+
+    guides: ClassVar[bool] = False
+    """Whether `batch` puts a `Batch.guide` in, which needs a method that is `guided` and classes for labels."""
 
     averages: ClassVar[bool] = False
     """Whether `evaluating` puts weights of its own into the model; of these there can be one in a run."""

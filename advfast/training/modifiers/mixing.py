@@ -79,7 +79,7 @@ class Mixing(Modifier):
         images, share = self.mix(batch.images, partner)
         share = share.to(labels.dtype)
         mixed = share * labels + (1 - share) * labels[partner]
-        return Batch(images, mixed, batch.indices)
+        return batch._replace(images=images, labels=mixed)
 
     def mix(self, images: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
         """(images, share of a sample's own label, 0-d) of images [B, C, H, W] and sample numbers [B]."""

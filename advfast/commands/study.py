@@ -1,0 +1,57 @@
+"""advfast study: one sub-command a published study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from advfast.studies import StudyResult
+
+study = typer.Typer(
+    name="study",
+    help="Published studies, each with a table, figures and what was expected beforehand.",
+    rich_markup_mode=None,
+)
+
+
+@study.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the results. [default: studies/ and the study's name]"),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a study in that folder.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the study in that folder, if there is one.")
+]
+Seeds = Annotated[str, typer.Option(help="Of the runs, such as 0,1,2.")]
+
+
+def folder(name: str, out: Path | None) -> Path:
+    return Path("studies") / name if out is None else out
+
+
+def numbers(name: str, text: str, kind: type = int) -> list:
+    """ "0,1,2" as numbers; fractions such as 8/255 where they are floats.
+
+    Raises:
+        typer.BadParameter: another text.
+    """
+    from .options import number
+
+    try:
+        found = [int(part) if kind is int else number(part) for part in text.split(",")]
+    except (ValueError, typer.BadParameter):
+        raise typer.BadParameter(f"--{name} must be numbers with commas, got {text!r}") from None
+    return found
+
+
+def show(result: StudyResult) -> None:
+    print(result)

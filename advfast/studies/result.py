@@ -1,0 +1,250 @@
+"""What a study found: a row a run, means over the seeds, what was expected, and figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advfast.evaluation.canvas import write_png
+from advfast.evaluation.picture import PictureSkipped
+from advfast.files import write_bytes, write_csv, write_json
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMAT = "advfast-study-1"
+RECORD, ROWS, SUMMARY = "study.json", "rows.csv", "summary.csv"
+SEED = "seed"
+
+Row = dict[str, Any]
+Draw = Callable[["StudyResult"], Iterable[tuple[str, Any]]]
+"""result -> (file name without .png, matplotlib Figure) of each picture; may raise `PictureSkipped`."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Something that was written down before the runs.
+
+    Attributes:
+        text: what was expected.
+        found: the numbers, in words.
+        held: whether it came so; None where there were no numbers to tell by.
+    """
+
+    text: str
+    found: str
+    held: bool | None
+
+
+@dataclass
+class StudyResult:
+    """Outcome of a study; ``print(result)`` shows it.
+
+    Attributes:
+        name: of the study, as on the command line.
+        settings: arguments that are the same in all rows, and versions.
+        varied: columns of the rows that say what a row is of, "seed" among them where there are seeds.
+        measures: columns that were measured.
+        rows: a dictionary a run, in order; a value may be None where it could not be measured.
+        expectations: each with whether it held.
+        draw: what draws its figures.
+        path: the folder it was written to, if it was.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    varied: tuple[str, ...]
+    measures: tuple[str, ...]
+    rows: list[Row]
+    expectations: list[Expectation] = field(default_factory=list)
+    draw: Draw | None = None
+    path: Path | None = None
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """What is varied but the seed: what makes a setting."""
+        return tuple(name for name in self.varied if name != SEED)
+
+    @property
+    def summary(self) -> list[Row]:
+        """A setting each: what is varied, runs, and of each measure <measure>_mean and <measure>_std (n - 1; None for
+        fewer than two). A measure that is no number in a row does not count there."""
+        groups: dict[tuple[Any, ...], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(tuple(row[name] for name in self.others), []).append(row)
+        found = []
+        for key, rows in groups.items():
+            summary: Row = {**dict(zip(self.others, key, strict=True)), "runs": len(rows)}
+            for measure in self.measures:
+                values = [row[measure] for row in rows if _is_number(row.get(measure))]
+                summary[f"{measure}_mean"] = statistics.fmean(values) if values else None
+                summary[f"{measure}_std"] = statistics.stdev(values) if len(values) > 1 else None
+            found.append(summary)
+        return found
+
+    def select(self, **values: Any) -> list[Row]:
+        """The rows with these values.
+
+        Raises:
+            KeyError: there is no such column.
+        """
+        return [row for row in self.rows if all(row[name] == v for name, v in values.items())]
+
+    def mean(self, measure: str, **values: Any) -> float:
+        """The mean of a measure over the rows with these values.
+
+        Raises:
+            KeyError: no such column.
+            ValueError: no row has a number there.
+        """
+        found = [row[measure] for row in self.select(**values) if _is_number(row[measure])]
+        if not found:
+            raise ValueError(f"no row with {values} has a number for {measure!r}")
+        return statistics.fmean(found)
+
+    def frame(self) -> pandas.DataFrame:
+        """The rows as a pandas DataFrame.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "a data frame needs pandas (pip install pandas); .rows holds the same as dictionaries"
+            ) from error
+        return pandas.DataFrame(self.rows, columns=[*self.varied, *self.measures])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What study.json holds."""
+        return {
+            "format": FORMAT,
+            "study": self.name,
+            "settings": self.settings,
+            "varied": list(self.varied),
+            "measures": list(self.measures),
+            "rows": self.rows,
+            "summary": self.summary,
+            "expectations": [asdict(expectation) for expectation in self.expectations],
+        }
+
+    def figures(self) -> dict[str, bytes]:
+        """File name -> PNG.
+
+        Raises:
+            PictureSkipped: matplotlib is not installed.
+        """
+        pictures = {}
+        for name, figure in () if self.draw is None or not self.rows else self.draw(self):
+            stream = io.BytesIO()
+            write_png(figure, stream)
+            pictures[f"{name}.png"] = stream.getvalue()
+        return pictures
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Writes study.json, rows.csv, summary.csv and the figures, each whole or not at all.
+
+        Returns:
+            The files; without figures where matplotlib is not installed.
+        """
+        folder = self.path = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.write_record(folder)
+        files = [folder / RECORD]
+        for name, rows in ((ROWS, self.rows), (SUMMARY, self.summary)):
+            if rows:
+                write_csv(folder / name, rows)
+                files.append(folder / name)
+        try:
+            pictures = self.figures()
+        except PictureSkipped:
+            pictures = {}
+        for name, content in pictures.items():
+            write_bytes(folder / name, content)
+            files.append(folder / name)
+        return files
+
+    def write_record(self, folder: Path) -> None:
+        """study.json alone."""
+        write_json(folder / RECORD, self.to_dict())
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"{self.name}: no rows yet"
+        several = any(row["runs"] > 1 for row in self.summary)
+        table = [[*self.others, *(("runs",) if several else ()), *self.measures]]
+        for row in self.summary:
+            cells = [_text(row[name]) for name in self.others]
+            cells += [str(row["runs"])] if several else []
+            for measure in self.measures:
+                deviation = row[f"{measure}_std"]
+                cell = _text(row[f"{measure}_mean"])
+                cells.append(cell if deviation is None else f"{cell} ± {_text(deviation)}")
+            table.append(cells)
+        lines = [*aligned(table)]
+        if several:
+            lines += ["", "mean ± sample standard deviation over the seeds"]
+        if self.expectations:
+            lines += ["", "expected, and what came:"]
+        for expectation in self.expectations:
+            word = {True: "held", False: "FAILED", None: "not measured"}[expectation.held]
+            lines.append(f"  {word}: {expectation.text} ({expectation.found})")
+        if self.path is not None:
+            lines += [
+                "",
+                f"{self.path} holds " + ", ".join(sorted(p.name for p in self.path.glob("*.*"))),
+            ]
+        return "\n".join(lines)
+
+
+def load_study(path: str | Path, draw: Draw | None = None) -> StudyResult:
+    """A study from its folder or its study.json.
+
+    Args:
+        draw: what draws its figures anew; without it the result has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a study's.
+    """
+    path = Path(path)
+    path = path / RECORD if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a study's record: {error}") from error
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a study's record: expected the format {FORMAT!r}")
+    return StudyResult(
+        content["study"],
+        content["settings"],
+        tuple(content["varied"]),
+        tuple(content["measures"]),
+        content["rows"],
+        [Expectation(**found) for found in content["expectations"]],
+        draw,
+        path.parent,
+    )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns to the right, two spaces between them."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
