@@ -25,6 +25,7 @@ def run_grid(
     *,
     settings: Mapping[str, Any],
     expect: Callable[[StudyResult], list[Expectation]] | None = None,
+    notes: Callable[[StudyResult], list[str]] | None = None,
     draw: Draw | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -40,6 +41,7 @@ def run_grid(
         settings: arguments of the study that are the same in all cells, as plain values: a study is gone on with only
             where they are the same.
         expect: result -> expectations; called at the end.
+        notes: result -> lines to show below the table, likewise.
         out: folder; None writes nothing.
         resume: go on with the study in `out`, if there is one: cells that it has are not run again, and cells that are
             no longer asked for leave it.
@@ -83,6 +85,8 @@ def run_grid(
     result.measures = tuple(key for key in rows[0] if key not in varied)
     if expect is not None:
         result.expectations = expect(result)
+    if notes is not None:
+        result.notes = notes(result)
     if out is not None:
         result.save(out)
     return result

@@ -52,6 +52,7 @@ class StudyResult:
         measures: columns that were measured.
         rows: a dictionary a run, in order; a value may be None where it could not be measured.
         expectations: each with whether it held.
+        notes: what else is to be said of the rows, a line each.
         draw: what draws its figures.
         path: the folder it was written to, if it was.
     """
@@ -64,6 +65,7 @@ class StudyResult:
     expectations: list[Expectation] = field(default_factory=list)
     draw: Draw | None = None
     path: Path | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -132,6 +134,7 @@ class StudyResult:
             "rows": self.rows,
             "summary": self.summary,
             "expectations": [asdict(expectation) for expectation in self.expectations],
+            "notes": self.notes,
         }
 
     def figures(self) -> dict[str, bytes]:
@@ -190,6 +193,8 @@ class StudyResult:
         lines = [*aligned(table)]
         if several:
             lines += ["", "mean ± sample standard deviation over the seeds"]
+        if self.notes:
+            lines += ["", *self.notes]
         if self.expectations:
             lines += ["", "expected, and what came:"]
         for expectation in self.expectations:
@@ -230,6 +235,7 @@ def load_study(path: str | Path, draw: Draw | None = None) -> StudyResult:
         [Expectation(**found) for found in content["expectations"]],
         draw,
         path.parent,
+        content["notes"],
     )
 
 

@@ -89,7 +89,7 @@ def test_expectations_and_figures_are_kept(tmp_path):
         yield "gaps", figure
 
     result = study(
-        Measure(), tmp_path, draw=draw,
+        Measure(), tmp_path, draw=draw, notes=lambda r: [f"{len(r.rows)} runs in all"],
         expect=lambda r: [
             Expectation("more at 0.2", f"{r.mean('gap', lr=0.2):.1f}", r.mean("gap", lr=0.2) > 2),
             Expectation("none at all", "2.5", False),
@@ -98,6 +98,8 @@ def test_expectations_and_figures_are_kept(tmp_path):
     assert (tmp_path / "gaps.png").read_bytes().startswith(b"\x89PNG")
     again = load_study(tmp_path)
     assert again.expectations == result.expectations
+    assert again.notes == result.notes == ["4 runs in all"]
+    assert "\n4 runs in all\n" in str(again)
     text = str(result)
     assert "held: more at 0.2 (2.5)" in text and "FAILED: none at all" in text
     assert "1.5 ± 0.7071" in text
