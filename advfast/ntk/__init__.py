@@ -12,6 +12,7 @@ from .kernel import plan as plan
 from .kernel import tiles as tiles
 from .operator import NTKOperator as NTKOperator
 from .planner import Plan as Plan
+from .probe import Probe as Probe
 from .probe import balanced_probe as balanced_probe
 from .recorder import NTKRecorder as NTKRecorder
 from .reduction import reduce as reduce

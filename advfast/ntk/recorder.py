@@ -5,28 +5,22 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from advfast.attacks import AutoAttack, PGDAttack
-from advfast.evaluation.named import named
 from advfast.files import write_atomic, write_csv
-from advfast.training import rng
 
 from . import metrics as dense
 from . import scalars
-from .kernel import ntk
-from .labels import one_hot
+from .probe import Attack, Probe
 
 if TYPE_CHECKING:
     from advfast.training.callbacks import TrainState
-
-Attack = str | Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 DEFAULT = ("trace", "top_share", "effective_rank", "alignment", "specialization")
 _KINDS = ("clean", "adversarial")
@@ -83,17 +77,6 @@ class NTKRecorder:
         path: str | Path | None = None,
         **arguments: Any,
     ) -> None:
-        if (
-            not isinstance(x, Tensor)
-            or not isinstance(y, Tensor)
-            or x.dim() < 2
-            or len(x) != len(y)
-        ):
-            got = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (x, y)]
-            raise ValueError(
-                f"x must be images [N, ...] and y their classes [N], got {got[0]}, {got[1]}"
-            )
-        one_hot(y)  # the labels alone, before any training
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every must be an integer >= 1, got {every!r}")
         self.at = None if at is None else sorted({float(epoch) for epoch in at})
@@ -101,16 +84,11 @@ class NTKRecorder:
             not self.at or self.at[0] < 0 or not math.isfinite(self.at[-1])
         ):
             raise ValueError(f"at must be epochs, each 0 or more, got {self.at}")
-        if isinstance(attack, str):
-            _named(attack, nn.Identity(), 0.1, "linf")
-        elif attack is not None and not callable(attack):
-            raise TypeError(f"attack must be a name, a callable or None, got {attack!r}")
         dense.check_of(of)
-        self.x, self.y = x.detach().clone(), y.detach().clone()
-        self.every, self.attack, self.readout, self.of = every, attack, readout, of
+        self.probe = Probe(x, y, attack=attack, readout=readout, **arguments)
+        self.every, self.of = every, of
         self.metrics = None if metrics is None else scalars.check_names(metrics, y)
         self.path = None if path is None else Path(path)
-        self.arguments = arguments
         self.history: list[dict[str, float]] = []
         """A row a record."""
 
@@ -154,11 +132,7 @@ class NTKRecorder:
 
     def _record(self, state: TrainState) -> None:
         begun = time.perf_counter()
-        before = rng.state()
-        try:
-            row = self._row(state)
-        finally:
-            rng.set_state(before)
+        row = self._row(state)
         now = time.perf_counter()
         self._spent += now - begun
         row |= {"seconds": now - begun, "share": self._spent / (now - self._begun)}
@@ -167,27 +141,22 @@ class NTKRecorder:
         self._write()
 
     def _row(self, state: TrainState) -> dict[str, float]:
-        model = state.model
-        first = next(model.parameters())
-        images = {"clean": self.x.to(first.device, first.dtype)}
-        labels = self.y.to(first.device)
-        if self.attack is not None:
-            images["adversarial"] = self._attacked(model, images["clean"], labels, state)
         epoch = state.global_step / state.steps_per_epoch
         row: dict[str, float] = {"epoch": epoch, "step": state.global_step}
         kernels = {}
-        for kind, x in images.items():
-            arguments = {"check": not self.history, **self.arguments}
-            theta = ntk(model, x, y1=self._labels(labels), readout=self.readout, **arguments)
+        eps, norm = float(state.config["eps"]), str(state.config["norm"])
+        found = self.probe.kernels(state.model, eps, norm, check=not self.history)
+        labels = self.probe.y.to(found["clean"].tensor.device)
+        for kind, theta in found.items():
             names = self.metrics
             if names is None:
                 known = scalars.allowed(theta.tensor.shape[2], labels)
                 names = tuple(name for name in DEFAULT if name in known)
-            found = scalars.summary(theta, labels, names, self.of)
+            values = scalars.summary(theta, labels, names, self.of)
             # Rounded as they are saved, so that a resumed run compares with the same numbers.
             kernels[kind] = dense.matrix(theta, self.of).float().cpu()
-            found |= self._compared(kind, kernels[kind], epoch)
-            row |= {f"{kind}_{name}": value for name, value in found.items()}
+            values |= self._compared(kind, kernels[kind], epoch)
+            row |= {f"{kind}_{name}": value for name, value in values.items()}
         if "adversarial" in kernels:
             row["clean_adversarial_distance"] = dense.kernel_distance(
                 kernels["clean"], kernels["adversarial"]
@@ -195,10 +164,6 @@ class NTKRecorder:
         self._first = self._first or kernels
         self._last = kernels
         return row
-
-    def _labels(self, labels: Tensor) -> Tensor | None:
-        needed = isinstance(self.readout, str) and self.readout in ("margin", "loss")
-        return labels if needed else None
 
     def _compared(self, kind: str, kernel: Tensor, epoch: float) -> dict[str, float]:
         if not self.history:
@@ -212,18 +177,6 @@ class NTKRecorder:
             "radius": radius,
             "angle": angle,
         }
-
-    def _attacked(self, model: nn.Module, x: Tensor, y: Tensor, state: TrainState) -> Tensor:
-        if callable(self.attack):
-            modes = [(module, module.training) for module in model.modules()]
-            try:
-                return self.attack(model.eval(), x.clone(), y.clone()).detach()
-            finally:
-                for module, training in modes:
-                    module.training = training
-        assert isinstance(self.attack, str)
-        eps, norm = float(state.config["eps"]), str(state.config["norm"])
-        return _named(self.attack, model, eps, norm)(x, y)
 
     def _file(self, step: int) -> Path:
         return self._folder / f"step-{step:06d}.npz"
@@ -261,10 +214,3 @@ class NTKRecorder:
                 f"the folder {self._folder} to begin anew"
             ) from error
         return rows
-
-
-def _named(attack: str, model: nn.Module, eps: float, norm: str) -> PGDAttack | AutoAttack:
-    made, _ = named(attack, model, eps=eps, norm=norm, seed=0, precision="fp32")
-    if made is None:
-        raise ValueError(f"attack must be one that changes the images, or None, got {attack!r}")
-    return made
