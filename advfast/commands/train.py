@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,7 +76,12 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help=f"Passes over the data. {_BY_DATA}")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step. [default: 128]")] = None,
-    lr: Annotated[float | None, _setting(f"Highest learning rate. {_BY_DATA}")] = None,
+    lr: Annotated[
+        float | None,
+        _setting(
+            f"Highest learning rate. {_BY_DATA[:-1]}; of pnm 10 times, of adapnm a hundredth]"
+        ),
+    ] = None,
     schedule: Annotated[
         str | None,
         typer.Option(help=f"one-cycle, piecewise, cosine, triangular or constant. {_BY_DATA}"),
@@ -83,7 +89,9 @@ def train(
     schedule_option: Annotated[
         list[str] | None, _pairs("Setting of the schedule, such as milestones=[100,150].")
     ] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw. [default: sgd]")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="sgd, adamw, pnm (DEAT) or adapnm. [default: sgd]")
+    ] = None,
     momentum: Annotated[float | None, _setting("Of SGD. [default: 0.9]")] = None,
     weight_decay: Annotated[float | None, _setting("[default: 0.0005]")] = None,
     norm_decay: Annotated[
@@ -201,7 +209,7 @@ def train(
         and not name.endswith("_option")
     }
     from advfast import training
-    from advfast.training import methods, parallel
+    from advfast.training import methods, optim, parallel
     from advfast.training.presets import PRESETS
     from advfast.training.recipes import find
 
@@ -213,6 +221,14 @@ def train(
     if recipe is not None:
         # What is published wins over what suits the data set.
         preset = {k: v for k, v in preset.items() if k not in find(recipe).arguments}
+    fitted = optim.fitted(preset, arguments)
+    if fitted != preset and not quiet and parallel.shows():
+        print(
+            f"learning rate {fitted['lr']:g}: the {preset['lr']:g} of {data}, which is for SGD, times "
+            f"{fitted['lr'] / preset['lr']:g} for {optimizer}",
+            file=sys.stderr,
+        )
+    preset = fitted
     # A given model is no longer the one that the preset's network is for; its attack and length still are.
     arguments = preset | arguments
     if model is not None:

@@ -78,7 +78,7 @@ class AdversarialModule(pl.LightningModule):
         method_options: Mapping[str, Any] | None = None,
         label_smoothing: float = 0.0,
         optimizer: str | optim.Maker = "sgd",
-        lr: float = 0.1,
+        lr: float | None = None,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
         optimizer_options: Mapping[str, Any] | None = None,
@@ -90,6 +90,7 @@ class AdversarialModule(pl.LightningModule):
         check_radius(eps)
         self.model = model
         self.eps, self.norm = float(eps), norm
+        lr = optim.rate(lr, optimizer)
         self._schedule = schedule, lr, schedule_options
         if not callable(schedule):
             schedules.make(schedule, lr, epochs=1, steps=1, options=schedule_options)

@@ -6,6 +6,8 @@ from .early_stopping import EarlyStopping as EarlyStopping
 from .logger import Logger as Logger
 from .loop import NonFiniteLoss as NonFiniteLoss
 from .mlflow import MLflow as MLflow
+from .pnm import PNM as PNM
+from .pnm import AdaPNM as AdaPNM
 from .result import Selected as Selected
 from .result import TrainResult as TrainResult
 from .sweep import sweep as sweep

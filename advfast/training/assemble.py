@@ -37,7 +37,7 @@ VAL_ATTACK = "pgd-10"
 
 
 def check(a: SimpleNamespace) -> None:
-    """Everything that can be checked without data; resolves `norm`, `eps` and `alpha`."""
+    """Everything that can be checked without data; resolves `norm`, `eps` and `lr`."""
     a.norm = check_norm("train", a.norm)
     setup.check_numbers(
         eps=a.eps,
@@ -57,6 +57,7 @@ def check(a: SimpleNamespace) -> None:
     if methods.own_maker(a.method) is None:
         methods.make(a.method, nn.Identity(), settings(a))
     a.eps = float(a.eps)
+    a.lr = optim.rate(a.lr, a.optimizer)
     if not callable(a.optimizer):
         make_optimizer(a, nn.LayerNorm(1))  # any that draws no random weights
     if not callable(a.schedule):
@@ -198,7 +199,8 @@ def make_run(
         )
     shown: list[object] = []
     if a.progress and ranks.first:
-        shown.append(Progress(environment, own.trains_on, note(saved, environment, loader)))
+        notes = optim.told(state.optimizer, a.momentum), note(saved, environment, loader)
+        shown.append(Progress(environment, own.trains_on, "\n".join(filter(None, notes))))
     if a.tensorboard and ranks.first:
         shown.append(TensorBoard(folder / "tensorboard"))
     if a.profile and ranks.first:

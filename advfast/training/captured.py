@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,6 +31,19 @@ _ALWAYS_NEW = 20
 
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 """Optimisers of which it is known that a step with fused=True is work of the device alone, the rate a tensor."""
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """An optimiser that says so of itself, and what of it is not on the device."""
+
+    def graph_key(self) -> Hashable:
+        """What a graph has of it for good; may differ from step to step, where the same ones come again."""
+        ...
+
+    def replayed(self) -> None:
+        """A graph has done a step: the numbers of the host go on."""
+        ...
 
 
 def check_capture(capture: object, device: torch.device | None = None) -> None:
@@ -60,6 +73,7 @@ class CapturedStep(TrainStep):
     A step is captured when it is of the same kind as the one before: the same method and settings, shapes, and what
     methods and modifiers say of themselves by `graph_key`. The first step of a kind runs eagerly, and so does the short
     last batch of an epoch, which never comes twice in a row: one of some hundred steps would not earn back a capture.
+    An optimiser whose steps alternate has two graphs in turn: "before" is then the last step of the same `graph_key`.
     Learning rates, eps, alpha and the numbers of the samples come in as tensors; images that are on the device are
     gathered and augmented in the graph.
 
@@ -83,7 +97,7 @@ class CapturedStep(TrainStep):
         self._recorder = recorder
         self._graphs = graphs.GraphCache()
         self._refused: set[Hashable] = set()
-        self._previous: Hashable = None
+        self._previous: dict[Hashable, Hashable] = {}  # by the key of the optimiser
         self._new = 0
         self._loader: Any = None
         self._addresses: dict[int, Hashable] = {}
@@ -104,10 +118,12 @@ class CapturedStep(TrainStep):
             self._refuse(reason)
             return self._eagerly(method, batch)
         moving = self._moving(method, batch)
-        key = self._key(method, moving)
+        recordable = self.optimizer if isinstance(self.optimizer, Recordable) else None
+        own = None if recordable is None else recordable.graph_key()
+        key = own, self._key(method, moving)
         captured = self._graphs.get(key)
+        again, self._previous[own] = key == self._previous.get(own), key
         if captured is None:
-            again, self._previous = key == self._previous, key
             self._new = 0 if again else self._new + 1
             if self._new == _ALWAYS_NEW:
                 self._refuse(
@@ -117,9 +133,11 @@ class CapturedStep(TrainStep):
                 captured = self._captured(method, moving, key)
             if captured is None:
                 return self._eagerly(method, batch)
-        self._previous, self._new = key, 0
+        self._new = 0
         outputs = captured(moving)
         self.launches += 1
+        if recordable is not None:
+            recordable.replayed()
         made = Batch(outputs["images"], outputs["labels"], outputs.get("indices"))
         return Outcome(outputs["loss"], outputs["correct"], made)
 
@@ -145,10 +163,13 @@ class CapturedStep(TrainStep):
         if self.ranks.world > 1:
             return f"gradients are exchanged between {self.ranks.world} processes"
         kind = type(self.optimizer)
+        if isinstance(self.optimizer, Recordable):
+            return ""
         if kind not in _FUSED or not all(group["fused"] for group in self.optimizer.param_groups):
             return (
                 f"of optimizer {kind.__name__} it is not known that a graph can hold it: expected "
-                f"{', '.join(known.__name__ for known in _FUSED)} of torch.optim with fused=True"
+                f"{', '.join(known.__name__ for known in _FUSED)} of torch.optim with fused=True, or graph_key() and "
+                "replayed() as PNM has them"
             )
         return ""
 
@@ -212,17 +233,17 @@ class CapturedStep(TrainStep):
     ) -> graphs.Captured | None:
         optimizer, groups = self.optimizer, self.optimizer.param_groups
         eps, alpha, steps = method.eps, method.alpha, method.steps
-        settings: list[dict[str, Any]] = [
-            {name: group[name] for name in ("lr", "capturable") if name in group}
-            for group in groups
-        ]
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
         planned = "drawn" in moving
 
         def run(static: dict[str, Tensor]) -> graphs.Outputs:
             # Here, so that what a method makes of them is a part of the graph too.
             method.strength(static["eps"], static["alpha"], steps)  # type: ignore[arg-type]
-            for number, group in enumerate(groups):
+            for number, (group, kept) in enumerate(zip(groups, settings, strict=True)):
+                group.update(kept)  # what an earlier rehearsal counted
                 group["lr"] = static[f"lr{number}"].float()
+                if "capturable" in group:
+                    group["capturable"] = True  # what torch asks of Adam while it is captured
             if planned:
                 batch = self._loader.assemble(Plan(static["indices"], static["drawn"]))
             else:
@@ -235,9 +256,6 @@ class CapturedStep(TrainStep):
         generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
         before = self._surroundings(method)
         try:
-            for group in groups:
-                if "capturable" in group:
-                    group["capturable"] = True  # what torch asks of Adam while it is captured
             optimizer._warned_capturable_if_run_uncaptured = True
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()  # what the eager step used, for the graph's own pool

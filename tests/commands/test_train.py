@@ -57,6 +57,21 @@ def test_best_and_last_are_both_shown(tmp_path):
     assert "last (epoch 2)" in shown
 
 
+def test_the_rate_of_a_preset_is_fitted_to_the_optimizer_and_that_is_said(tmp_path, capsys):
+    def rate(*words):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        assert cli.main([*SHORT, "--out", str(out), *words]) == 0
+        return yaml.safe_load((out / "config.yaml").read_text())["lr"], capsys.readouterr().err
+
+    lr, said = rate("--optimizer", "pnm", "--optimizer-option", "betas=[0.9,0.5]")
+    assert lr == 2.0
+    assert "learning rate 2: the 0.2 of digits, which is for SGD, times 10 for pnm" in said
+    assert "effective step at learning rate 2: 1.265; SGD with momentum 0.9 2 at a tenth" in said
+    assert rate("--optimizer", "pnm", "--lr", "0.2")[0] == 0.2
+    lr, said = rate()
+    assert lr == 0.2 and "for SGD" not in said and "effective step" not in said
+
+
 def test_presets_name_arguments_of_train():
     import inspect
 

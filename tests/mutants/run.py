@@ -27,6 +27,7 @@ from tests.mutants import (  # noqa: E402
     faults_apgd,
     faults_autoattack,
     faults_captured,
+    faults_deat,
     faults_fab,
     faults_fast,
     faults_modifiers,
@@ -44,6 +45,7 @@ FAULTS = [
     *faults_autoattack.FAULTS,
     *faults_apgd.FAULTS,
     *faults_captured.FAULTS,
+    *faults_deat.FAULTS,
     *faults_fab.FAULTS,
     *faults_fast.FAULTS,
     *faults_modifiers.FAULTS,
@@ -107,6 +109,7 @@ TESTS = {
         "resume",
     ),
     "captured": [*_under("training", "captured", "watch"), "tests/data/test_loader.py"],
+    "deat": _under("training", "pnm", "captured"),
     "fast": _under("training", "single_step", "free", "yopo", "atta", "fast_resume"),
     "modifiers": [
         *_under("training", "catastrophic", "early_stopping", "norm_layers"),

@@ -1,5 +1,6 @@
 """A step as one graph, on a stand-in for CUDA graphs: the bits of an eager run."""
 
+import math
 import random
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from advfast import graphs
-from advfast.training import checkpoint, methods, modifiers, train
+from advfast.training import assemble, checkpoint, methods, modifiers, train
 from advfast.training.captured import CapturedStep
 from advfast.training.loop import NonFiniteLoss
 from advfast.training.modifiers import Modifier
@@ -151,6 +152,52 @@ def test_adamw_and_groups_with_rates_of_their_own(tmp_path, data, monkeypatch):
     )
     assert_same(captured, eager)
     assert launches[-1] == 11
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "pnm", "modifiers": ["awp:gamma=0.01", "ema:decay=0.9"], "clip_grad": 0.5},
+        {"optimizer": "pnm", "optimizer_options": {"decoupled": False}, "norm_decay": False},
+        {"optimizer": "adapnm", "lr": 0.002, "micro_batch": 16},
+    ],
+    ids=str,
+)
+def test_two_graphs_in_turn_for_an_optimizer_of_two_averages(tmp_path, data, monkeypatch, changes):
+    eager, captured, launches = both(tmp_path, data, monkeypatch, **changes)
+    assert_same(captured, eager)
+    assert all(group["step"] == 15 for group in captured["optimizer"]["param_groups"])
+    # Two kinds, each with an eager step before its graph, and the short batches.
+    assert launches == [0, 0, 1, 2, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 10]
+
+
+@pytest.mark.parametrize("optimizer", ["pnm", "adapnm"])
+def test_a_graph_skips_the_step_of_an_infinite_gradient(tmp_path, data, monkeypatch, optimizer):
+    # The scale overflows 16 bits at first, and halves.
+    monkeypatch.setattr(
+        assemble, "make_scaler", lambda p, d: torch.amp.GradScaler("cpu", init_scale=2.0**27)
+    )
+    eager, captured, launches = both(
+        tmp_path, data, monkeypatch, precision="fp16", method="standard", optimizer=optimizer,
+        lr=0.01,
+    )  # fmt: skip
+    assert_same(captured, eager)
+    skipped = 27 - round(math.log2(captured["scaler"]["scale"]))
+    assert 4 <= skipped < 15 and launches[skipped - 1] > 0  # in a graph too
+    assert launches[-1] == 10
+    if optimizer == "adapnm":
+        assert captured["optimizer"]["state"][0]["steps"] == 15 - skipped
+        assert captured["optimizer"]["param_groups"][0]["step"] == 15
+
+
+@pytest.mark.parametrize("step", [5, 6, 7])
+def test_two_graphs_resumed_after_any_step(tmp_path, data, recorder, step):
+    settings = {"optimizer": "pnm", "capture": "required", "save_every": 1, "resume": True}
+    course(tmp_path / "whole", data, **settings)
+    with pytest.raises(Stop):
+        course(tmp_path / "broken", data, callbacks=[StopAt(step + 1)], **settings)
+    course(tmp_path / "broken", data, **settings)
+    assert_same(outcome(tmp_path / "broken"), outcome(tmp_path / "whole"))
 
 
 def test_fp16_with_scaled_loss(tmp_path, data, monkeypatch):

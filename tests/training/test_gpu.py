@@ -119,6 +119,9 @@ SAME = {
     "bn": {"bn": "train-update", "clean_prefix": 1},
     # A rate that float32 holds: Adam makes much of the least difference where a gradient is rounding.
     "adamw": {"optimizer": "adamw", "lr": 2.0**-10, "schedule": "constant"},
+    "pnm": {"optimizer": "pnm", "norm_decay": False},
+    "pnm-fp16": {"optimizer": "pnm", "precision": "fp16", "method": "standard"},
+    "adapnm": {"optimizer": "adapnm", "lr": 2.0**-10, "schedule": "constant"},
     "nhwc": {"channels_last": True},
     "bf16": {"precision": "bf16"},
     "fp16": {"precision": "fp16", "method": "standard"},
