@@ -32,7 +32,8 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, fashion-mnist, mnist, cifar10, cifar100, an .npz file, a folder, or file.py:make."
+            help="digits, fashion-mnist, mnist, cifar10, cifar100, or with a long tail such as cifar10-lt:0.02; an "
+            ".npz file, a folder, or file.py:make."
         ),
     ] = "digits",
     model: Annotated[
@@ -210,10 +211,10 @@ def train(
     }
     from advfast import training
     from advfast.training import methods, optim, parallel
-    from advfast.training.presets import PRESETS
+    from advfast.training.presets import preset as preset_of
     from advfast.training.recipes import find
 
-    preset = PRESETS.get(data, {})
+    preset = preset_of(data)
     own = methods.METHODS.get(method or "pgd-at")
     if getattr(own, "defaults", {}).get("steps") == 1:
         # They are those of PGD; this method has its own.

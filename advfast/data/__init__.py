@@ -10,6 +10,11 @@ from .loader import Plan as Plan
 from .loader import count as count
 from .loader import ordered as ordered
 from .loader import steps_of as steps_of
+from .long_tail import base_name as base_name
+from .long_tail import long_tail as long_tail
+from .long_tail import long_tail_counts as long_tail_counts
+from .long_tail import long_tail_groups as long_tail_groups
+from .long_tail import long_tail_split as long_tail_split
 from .mixed import Mixed as Mixed
 from .readers import READERS as READERS
 from .readers import load as load

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from advfast.data import base_name
+
 _CIFAR: dict[str, Any] = {
     # Rice et al. (ICML 2020): PreActResNet-18, a tenth of the rate at half and at three quarters, pad-crop and flip.
     "model": "preact-resnet18",
@@ -34,3 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
 }
+
+
+def preset(data: str) -> dict[str, Any]:
+    """Of a data set by name, a long-tailed one by that of its base; {} where there is none."""
+    return PRESETS.get(base_name(data), {})
