@@ -124,6 +124,11 @@ class Loader:
                 return None
         return images.to(self.device)
 
+    @property
+    def labels(self) -> Tensor:
+        """[N] int64 on the device, of all samples by number."""
+        return self._labels
+
     def __len__(self) -> int:
         """Steps an epoch, see `steps_of`."""
         return steps_of(self.samples, self.batch_size)

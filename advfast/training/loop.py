@@ -173,6 +173,7 @@ class Loop:
         self._seconds = before + time.perf_counter() - started
         self.settle()
         self._check_weights()
+        method.after_epoch(self.epoch)
         for modifier in self.modifiers:
             modifier.after_epoch(state.model, self.epoch, self.loader)
         self.ranks.check(state.model)

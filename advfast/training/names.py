@@ -6,9 +6,10 @@ from pathlib import Path
 
 CONFIG, RESULTS = "config.yaml", "results.json"
 HISTORY_CSV, HISTORY_JSON = "history.csv", "history.json"
+AE_PREDICTIONS = "ae_predictions.csv"
 BEST, LAST = "best.pt", "last.pt"
 PICTURE, CURVES = "adversarial.png", "curves.png"
-_ALL = (CONFIG, RESULTS, HISTORY_CSV, HISTORY_JSON, BEST, LAST, PICTURE, CURVES)
+_ALL = (CONFIG, RESULTS, HISTORY_CSV, HISTORY_JSON, AE_PREDICTIONS, BEST, LAST, PICTURE, CURVES)
 
 
 def run_folder(out: str | Path | None, name: str, *, overwrite: bool, resume: bool | str) -> Path:

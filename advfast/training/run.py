@@ -178,6 +178,9 @@ class Run:
         def write() -> None:
             write_csv(self.folder / names.HISTORY_CSV, history)
             write_json(self.folder / names.HISTORY_JSON, {"history": history})
+            for name, rows in self.method.tables().items():
+                if rows:
+                    write_csv(self.folder / name, rows)
 
         if history:
             self.ranks.alone(write)

@@ -47,6 +47,15 @@ RUNS = {
     "sync-bn": {"bn": True, "sync_bn": True},
     "yopo": {"method": "yopo", "bn": True, "sync_bn": True},
     "gradalign": {"method": "gradalign", "bn": True, "sync_bn": True},
+    "at-bsl": {"method": "at-bsl"},
+    "reat": {"method": "reat", "epochs": 2, "method_options": {"rbl": "logit-adjust"}},
+    "reat-pairwise": {
+        "method": "reat",
+        "bn": True,
+        "sync_bn": True,
+        "method_options": {"tail": "pairwise", "rbl": "step-scale", "tail_weight": 0.1},
+    },
+    "reat-parts": {"method": "reat", "micro_batch": 5, "method_options": {"tail": "off"}},
     "modified": {"modifiers": ["awp"], "ema": 0.9, "bn": True, "sync_bn": True},
     "swa": {"modifiers": ["swa:start=1"], "bn": True, "sync_bn": True},
     "dataloader": {"method": "fgsm-rs", "loader": True},
@@ -79,7 +88,9 @@ def course(folder, bn=False, loader=False, crafting="eval", **changes):
 
 def outcome(result):
     times = ("seconds", "images_per_second")
+    table = result.path / names.AE_PREDICTIONS
     return {
+        "table": table.read_text() if table.exists() else "",
         "state": dict(result.model.state_dict()),
         "history": [{k: v for k, v in row.items() if k not in times} for row in result.history],
         "test": result.best.test and [r.correct for r in result.best.test.results.values()],

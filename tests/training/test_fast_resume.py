@@ -35,6 +35,8 @@ CASES = {
     "free-reset": {"method_options": {"m": 4, "reset": True}},
     "yopo": {"method_options": {"m": 2, "n": 2}},
     "atta": {"method_options": {"reset_every": 2}},
+    "at-bsl": {},
+    "reat": {"method_options": {"tail": "pairwise", "rbl": "logit-adjust"}},
 }
 
 
@@ -58,4 +60,4 @@ def test_stopped_and_resumed_is_undisturbed(tmp_path, data, case):
         checkpoint.read(tmp_path / name / names.LAST)["run"]["method"] for name in ("cut", "whole")
     ]
     assert_same(*states)
-    assert bool(states[0]) == (method in ("free", "atta"))
+    assert bool(states[0]) == (method in ("free", "atta", "reat"))

@@ -68,6 +68,7 @@ def assert_same(found, expected):
     for row, other in zip(found["history"], expected["history"], strict=True):
         assert row == pytest.approx(other, abs=1e-6)
     assert found["test"] == expected["test"]
+    assert found["table"] == expected["table"]
 
 
 @pytest.mark.parametrize("name", ranks.RUNS)

@@ -9,6 +9,7 @@ from torch import nn
 from advfast.kernels.pgd.api import nearest
 from advfast.userfile import is_user_object, load_object
 
+from .at_bsl import ATBSL
 from .atta import ATTA
 from .base import Backward as Backward
 from .base import Method as Method
@@ -20,6 +21,7 @@ from .gradalign import GradAlign
 from .mart import MART
 from .n_fgsm import NFGSM
 from .pgd_at import PGDAT
+from .reat import REAT
 from .standard import Standard
 from .trades import TRADES
 from .yopo import YOPO
@@ -27,6 +29,7 @@ from .yopo import YOPO
 Maker = Callable[[nn.Module, Settings], Method]
 
 METHODS: dict[str, Maker] = {
+    "at-bsl": ATBSL,
     "atta": ATTA,
     "fgsm": FGSM,
     "fgsm-rs": FGSMRS,
@@ -35,6 +38,7 @@ METHODS: dict[str, Maker] = {
     "mart": MART,
     "n-fgsm": NFGSM,
     "pgd-at": PGDAT,
+    "reat": REAT,
     "standard": Standard,
     "trades": TRADES,
     "yopo": YOPO,

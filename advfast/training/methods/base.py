@@ -188,6 +188,9 @@ class Method:
     def begin_epoch(self, epoch: int, batches: Batches) -> None:
         """Before the first step of an epoch (from 1), and when a run is resumed in the middle of it."""
 
+    def after_epoch(self, epoch: int) -> None:
+        """After the last step of an epoch, before validation; by all ranks."""
+
     def strength(self, eps: float, alpha: float, steps: int) -> None:
         """From now on with this radius, step size and number of steps (warm-up of eps, ramp of steps).
 
@@ -227,6 +230,10 @@ class Method:
     def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over the batch, with the run's label smoothing; labels [B] or probabilities [B, K]."""
         return cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+
+    def tables(self) -> dict[str, list[dict[str, int]]]:
+        """What is written beside the history, after every epoch: name of a CSV file in `names` -> its rows so far."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What the method carries from batch to batch; saved in every checkpoint."""
