@@ -249,7 +249,9 @@ class CapturedStep(TrainStep):
             else:
                 batch = Batch(static["images"], static["labels"], static.get("indices"))
             outcome = TrainStep.__call__(self, method, batch)
-            made = {k: v for k, v in outcome.batch._asdict().items() if v is not None}
+            images, labels, numbers, *_ = outcome.batch
+            made = {"images": images, "labels": labels}
+            made |= {} if numbers is None else {"indices": numbers}
             return {"loss": outcome.loss, "correct": outcome.correct, **made}
 
         own = [(owner, dict(vars(owner))) for owner in (method, *self.modifiers)]

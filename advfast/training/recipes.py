@@ -43,7 +43,7 @@ _PGD_AT = _SGD | {
     "lr": 0.1,
     "schedule": "piecewise",
 }
-_AWP_200 = _PGD_AT | {
+_PGD_200 = _PGD_AT | {
     "model": "preact-resnet18",
     "epochs": 200,
     "schedule_options": {"milestones": [100, 150]},
@@ -190,12 +190,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     "wu2020": Recipe(
         "PGD-AT with AWP, Wu et al., NeurIPS 2020; csdongxian/AWP",
-        _AWP_200 | {"bn": "train-update", "modifiers": ["awp:gamma=0.01"]},
+        _PGD_200 | {"bn": "train-update", "modifiers": ["awp:gamma=0.01"]},
         "a clean forward pass more a step; the first batch of an epoch is attacked in eval mode",
     ),
     "wu2020-trades": Recipe(
         "TRADES with AWP, Wu et al., NeurIPS 2020; csdongxian/AWP. eps is 0.031, not 8/255",
-        _AWP_200
+        _PGD_200
         | {
             "model": "wrn-34-10",
             "method": "trades",
@@ -230,6 +230,17 @@ RECIPES: dict[str, Recipe] = {
             "lr": 0.2,
             "schedule": "triangular",
         },
+    ),
+    "te2022": Recipe(
+        "PGD-AT with temporal ensembling, Dong et al., ICLR 2022; dongyp13/memorization-AT",
+        _PGD_200
+        | {
+            "model": "resnet18",
+            "bn": "eval",
+            # Epochs 90 and 150 of 200; a run of another length has them in proportion.
+            "modifiers": ["te:start=0.45,end=0.75,weight=300,momentum=0.9"],
+        },
+        "selection of the best epoch by PGD-10 on the test set; soft labels that are lost when a run is interrupted",
     ),
     "wang2023": Recipe(
         "TRADES with generated images, Wang et al., ICML 2023; the base of DM-Improves-AT",

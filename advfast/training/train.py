@@ -233,9 +233,9 @@ def train(
         )
         if own.repeats > 1:
             loader = Repeated(loader, own.repeats)
-        run_info = RunInfo(
-            classes, batch_size, epochs, len(loader), seed, getattr(loader, "samples", None), ranks
-        )
+        # The numbers that a DataLoader may give are its own: there need not be so many samples.
+        samples = getattr(loader, "samples", None) if loader.stateful else None
+        run_info = RunInfo(classes, batch_size, epochs, len(loader), seed, samples, ranks)
         going_with = begin_modifiers(a, own, model, run_info)
         made = make_optimizer(a, model)
         config = {name: plain(value) for name, value in vars(a).items() if name not in _NOT_CONFIG}

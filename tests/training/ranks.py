@@ -58,11 +58,26 @@ RUNS = {
     "reat-parts": {"method": "reat", "micro_batch": 5, "method_options": {"tail": "off"}},
     "modified": {"modifiers": ["awp"], "ema": 0.9, "bn": True, "sync_bn": True},
     "swa": {"modifiers": ["swa:start=1"], "bn": True, "sync_bn": True},
+    "te": {
+        "modifiers": ["te:start=1,end=2"],
+        "epochs": 2,
+        "augment": ["flip"],
+        "bn": True,
+        "sync_bn": True,
+    },
+    "te-trades": {"modifiers": ["te:start=1,end=2"], "method": "trades", "epochs": 2},
     "dataloader": {"method": "fgsm-rs", "loader": True},
 }
 """Runs that must be those of one process."""
 
-KEPT = {"bn": True, "ema": 0.9, "sync_bn": True, "augment": ["flip"]}
+KEPT = {
+    "bn": True,
+    "ema": 0.9,
+    "sync_bn": True,
+    "augment": ["flip"],
+    "epochs": 2,
+    "modifiers": ["te:start=1,end=2"],
+}
 """A run that is stopped and goes on with another number of ranks."""
 
 

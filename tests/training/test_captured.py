@@ -102,6 +102,8 @@ MODIFIERS = {
     "ema": (["ema:decay=0.9,warmup=0.4"], 11),
     "swa": (["swa:start=2"], 11),
     "cutmix": (["cutmix"], 11),
+    # From the second epoch on: a new kind.
+    "te": (["te:start=2,end=3"], 10),
     "mixup": (["mixup"], 11),
     "eps-warmup": (["eps-warmup:epochs=2"], 11),
     # 1 step up to the middle of the second epoch, then 2.

@@ -223,6 +223,10 @@ class Method:
             logits = self.model(images)
         return logits.float() if logits.dtype in AUTOCAST.values() else logits
 
+    def clean_logits(self, images: Tensor) -> Tensor:
+        """`logits` of clean images, by the layers that the method trains on such."""
+        return self.logits(images)
+
     def autocast(self, device: torch.device) -> AbstractContextManager:
         dtype = AUTOCAST.get(self.settings.precision)
         return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

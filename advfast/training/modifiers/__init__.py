@@ -19,6 +19,7 @@ from .mixup import Mixup as Mixup
 from .ramps import EpsWarmup as EpsWarmup
 from .ramps import StepsRamp as StepsRamp
 from .swa import SWA as SWA
+from .te import TE as TE
 
 MODIFIERS: dict[str, type[Modifier]] = {
     "awp": AWP,
@@ -28,6 +29,7 @@ MODIFIERS: dict[str, type[Modifier]] = {
     "mixup": Mixup,
     "steps-ramp": StepsRamp,
     "swa": SWA,
+    "te": TE,
 }
 
 
