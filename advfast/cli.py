@@ -12,6 +12,7 @@ from .commands.evaluate import evaluate
 from .commands.info import info
 from .commands.ntk import ntk
 from .commands.study import study
+from .commands.study_bn_estimators import bn_estimators as _  # registers itself  # noqa: F401
 from .commands.train import train
 
 app = typer.Typer(

@@ -3,6 +3,7 @@
 from .norm import NORM_LAYERS as NORM_LAYERS
 from .norm import DualBatchNorm as DualBatchNorm
 from .norm import branch as branch
+from .norm import fixed_statistics as fixed_statistics
 from .norm import norm_layers as norm_layers
 from .norm import use_norm_layers as use_norm_layers
 from .normalise import Normalise as Normalise

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -88,6 +89,34 @@ def use_norm_layers(model: nn.Module, kind: str) -> None:
             made[child].train(child.training)
         setattr(parent, name, made[child])
     model.__dict__["_advfast_norm_layers"] = kind
+
+
+def fixed_statistics(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy in eval mode whose batch normalisation has the statistics of these images, as constants.
+
+    Each layer's mean and (biased) variance over the images [B, C, H, W], given what the layers before it make of them:
+    on the images themselves it is what batch statistics give. A network without running statistics becomes a function
+    of one sample. A layer that is used twice keeps the statistics of the last time.
+    """
+    fixed = copy.deepcopy(model).eval()
+
+    def measured(layer: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
+        var, mean = torch.var_mean(inputs[0], axes, correction=0)
+        layer.running_mean, layer.running_var = mean, var
+        layer.track_running_stats = True
+
+    hooks = [
+        layer.register_forward_pre_hook(measured)
+        for layer in fixed.modules()
+        if isinstance(layer, _BatchNorm)
+    ]
+    with torch.no_grad():
+        fixed(images)
+    for hook in hooks:
+        hook.remove()
+    fixed.__dict__.pop("_advfast_norm_layers", None)
+    return fixed
 
 
 def norm_layers(model: nn.Module) -> str:

@@ -6,7 +6,8 @@ from torch import nn
 
 from advfast import models
 from advfast.attacks import PGDAttack, explain
-from advfast.models import branch, norm_layers, use_norm_layers
+from advfast.models import branch, fixed_statistics, norm_layers, use_norm_layers
+from advfast.ntk import ntk
 
 
 def network(seed=0):
@@ -160,3 +161,23 @@ def test_bad_values():
         use_norm_layers(model, "batch-no-stats")
     with pytest.raises(ValueError, match="branch must be one of"), branch(model, "dirty"):
         pass
+
+
+def test_fixed_statistics_make_batch_statistics_stand_still():
+    """On the batch itself what batch statistics give, and a function of one sample; the kernel is the frozen one."""
+    model, bare = network().double(), network().double()
+    use_norm_layers(bare, "batch-no-stats")
+    images, others = batch()[0].double(), torch.rand(9, 1, 8, 8, dtype=torch.float64)
+    before = copy.deepcopy(model.state_dict())
+    for of in (model, bare):
+        fixed = fixed_statistics(of, images)
+        with torch.no_grad():
+            torch.testing.assert_close(fixed(images), bare(images))
+            torch.testing.assert_close(fixed(others)[:1], fixed(others[:1]))
+            assert not torch.allclose(fixed(others), bare(others))
+        frozen = ntk(of, others, bn="frozen", bn_batch=images)
+        torch.testing.assert_close(ntk(fixed, others).tensor, frozen.tensor)
+        assert norm_layers(fixed) == "batch" and not fixed.training and of.training
+        assert not any(layer._forward_pre_hooks for layer in fixed.modules())
+    assert norm_layers(bare) == "batch-no-stats"
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
