@@ -175,13 +175,17 @@ def train(
         int | None,
         typer.Option(help="Stop after so many epochs without a better held-out accuracy."),
     ] = None,
-    stop_on_collapse: Annotated[
-        bool,
+    on_collapse: Annotated[
+        str | None,
         typer.Option(
-            "--stop-on-collapse",
-            help="Stop at catastrophic overfitting, with the weights before it.",
+            help="At catastrophic overfitting: stop, with the weights before it, report, or noise "
+            "(of n-fgsm with --method-option start=monitor)."
         ),
-    ] = False,
+    ] = None,
+    collapse_kernel: Annotated[
+        int | None,
+        typer.Option(help="Record the kernel of so many training images while looking for it."),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write event files for TensorBoard.")
     ] = False,

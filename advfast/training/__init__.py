@@ -3,6 +3,7 @@
 from .catastrophic import CatastrophicOverfitting as CatastrophicOverfitting
 from .checkpoint import load as load
 from .early_stopping import EarlyStopping as EarlyStopping
+from .kernel_monitor import KernelMonitor as KernelMonitor
 from .logger import Logger as Logger
 from .loop import NonFiniteLoss as NonFiniteLoss
 from .mlflow import MLflow as MLflow

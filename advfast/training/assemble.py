@@ -21,6 +21,7 @@ from .captured import check_capture, make_step
 from .catastrophic import CatastrophicOverfitting
 from .early_stopping import EarlyStopping
 from .interrupt import Interrupt
+from .kernel_monitor import KernelMonitor
 from .loop import Batches, Loop
 from .modifiers import EMA, Modifier, RunInfo
 from .modifiers import make as make_modifier
@@ -129,12 +130,41 @@ def make_modifiers(a: SimpleNamespace) -> list[Modifier]:
 def watching(a: SimpleNamespace, own: methods.Method | None = None) -> list[object]:
     """The callbacks that arguments of `train` stand for."""
     found: list[object] = []
-    if a.stop_on_collapse:
-        found.append(CatastrophicOverfitting())
+    if a.on_collapse is not None:
+        found.append(
+            CatastrophicOverfitting(action=a.on_collapse)
+            if a.collapse_kernel is None
+            else KernelMonitor(action=a.on_collapse, probe=a.collapse_kernel)
+        )
+    elif a.collapse_kernel is not None:
+        raise ValueError(
+            "collapse_kernel is of the checks for catastrophic overfitting: give on_collapse too"
+        )
     if a.patience is not None:
         clean = own is not None and own.trains_on == "clean"
         found.append(EarlyStopping(a.patience, "val_clean" if clean else "val_robust"))
     return found
+
+
+def check_remedy(a: SimpleNamespace, own: methods.Method) -> None:
+    """
+    Raises:
+        ValueError: a monitor has no noise to switch on, or a method's noise has no monitor.
+    """
+    switches = any(
+        isinstance(found, CatastrophicOverfitting) and found.action == "noise"
+        for found in (*a.callbacks, *watching(a))
+    )
+    if switches and not own.waits:
+        raise ValueError(
+            f"action 'noise' at catastrophic overfitting needs a method whose noise waits for it, such as 'n-fgsm' "
+            f"with start='monitor' in method_options, got {a.method!r} without"
+        )
+    if own.waits and not switches:
+        raise ValueError(
+            "the noise of the method waits for a monitor: give on_collapse='noise' (--on-collapse noise), or a "
+            "callback CatastrophicOverfitting(action='noise')"
+        )
 
 
 def _has_samples(data: object, ranks: Ranks) -> bool:
@@ -206,6 +236,7 @@ def make_run(
     if a.profile and ranks.first:
         shown.append(Profiler(folder / "profile", shown=a.progress))
     state.data, state.modifiers, state.ranks = parts.train, modifiers, ranks
+    state.method = own
     made = [*a.callbacks, *watching(a, own)]
     callbacks = Callbacks([*shown, *of_rank(made, ranks.rank)])
 

@@ -39,7 +39,7 @@ class TrainState:
         row: of the history, after an epoch.
         history: a row an epoch.
         stop: set to True to end the run after this step (and its validation), as if it were the last one.
-        method: of the last step.
+        method: of the last step; before the first one, that of the run.
         modifiers: of the run.
         data: the training data, a Source or a DataLoader.
         ranks: the processes of the run.

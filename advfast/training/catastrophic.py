@@ -1,4 +1,4 @@
-"""Notices catastrophic overfitting, and ends the run with the weights before it."""
+"""Notices catastrophic overfitting, and ends the run with the weights before it, or goes on from them with noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from advfast.files import write_csv
 
 from .callbacks import TrainState
 
-ACTIONS = ("stop", "report")
+ACTIONS = ("stop", "report", "noise")
 
 
 class CatastrophicOverfitting:
@@ -35,10 +35,14 @@ class CatastrophicOverfitting:
         drop: of PGD accuracy between two checks.
         gap: between FGSM and PGD accuracy; None to look at the drop alone.
         action: "stop" puts the weights of the last check that was in order back (averaged ones too) and ends the run,
-            so that these are validated and saved; "report" only tells, once, and goes on.
+            so that these are validated and saved; "report" only tells, once, and goes on; "noise" puts them back,
+            switches on the noise of a method that waits for it (n-fgsm with start="monitor"), once, and goes on with
+            an optimiser that begins anew: its momentum is that of the collapse.
+        restore: of "noise", whether it puts the weights back and lets the optimiser begin anew.
 
     Attributes:
-        history: a dictionary a check: step, epoch, fgsm, pgd (accuracies), fired. Also in <out>/catastrophic.csv.
+        history: a dictionary a check: step, epoch, fgsm, pgd (accuracies), fired, and what a subclass has in `more`.
+            Also in <out>/catastrophic.csv.
         fired: whether it has.
 
     Raises:
@@ -57,6 +61,7 @@ class CatastrophicOverfitting:
         drop: float = 0.2,
         gap: float | None = 0.3,
         action: str = "stop",
+        restore: bool = True,
     ) -> None:
         for name, count in (("every", 1 if every is None else every), ("samples", samples)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -66,7 +71,9 @@ class CatastrophicOverfitting:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {size!r}")
         if action not in ACTIONS:
             raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {action!r}")
-        self.every, self.samples, self.action = every, samples, action
+        if not isinstance(restore, bool):
+            raise ValueError(f"restore must be True or False, got {restore!r}")
+        self.every, self.samples, self.action, self.restore = every, samples, action, restore
         self.drop, self.gap = float(drop), 1.0 if gap is None else float(gap)
         self.history: list[dict[str, Any]] = []
         self.fired = False
@@ -91,10 +98,12 @@ class CatastrophicOverfitting:
             return
         eps, norm = float(state.method.eps), state.method.settings.norm
         # One rank's numbers decide in all: on GPUs a rounding may tell them apart.
-        fgsm, pgd = state.ranks.alone(lambda: self.measure(state.model, eps, norm))
+        (fgsm, pgd), more = state.ranks.alone(
+            lambda: (self.measure(state.model, eps, norm), self.more(state, eps, norm))
+        )
         fires = self._fires(fgsm, pgd)
         row = {"step": state.global_step, "epoch": state.epoch, "fgsm": fgsm, "pgd": pgd}
-        self.history.append(row | {"fired": int(fires)})
+        self.history.append(row | {"fired": int(fires)} | more)
         if state.writes:
             write_csv(state.folder / self.FILE, self.history)
         if fires:
@@ -125,6 +134,10 @@ class CatastrophicOverfitting:
             found.append(right / len(self._labels))
         return found[0], found[1]
 
+    def more(self, state: TrainState, eps: float, norm: str) -> dict[str, float]:
+        """Further columns of a check, by the first rank alone; it leaves the run as it is."""
+        return {}
+
     def _fires(self, fgsm: float, pgd: float) -> bool:
         if fgsm - pgd > self.gap:
             return True
@@ -137,13 +150,13 @@ class CatastrophicOverfitting:
         first, self.fired = not self.fired, True
         row, then = self.history[-1], "training goes on"
         if self.action == "stop":
-            state.stop = True
-            then = "training ends, and no check before was in order: the weights stay"
-            if self._good:
-                state.model.load_state_dict(self._good["weights"])
-                for modifier, saved in zip(state.modifiers, self._good["modifiers"], strict=True):
-                    modifier.load_state_dict(saved)
-                then = f"training ends with the weights of step {self._good['step']}"
+            state.stop, then = True, f"training ends{self._put_back(state)}"
+        elif self.action == "noise" and first:
+            then += " with noise"
+            if self.restore:
+                then += self._put_back(state)
+                state.optimizer.state.clear()
+            state.method.switch_on()
         if first and state.writes:
             before = f"{self.history[-2]['pgd']:.3f} -> " if len(self.history) > 1 else ""
             print(
@@ -152,6 +165,15 @@ class CatastrophicOverfitting:
                 f"images; {then}",
                 file=sys.stderr,
             )
+
+    def _put_back(self, state: TrainState) -> str:
+        """The weights of the last check that was in order; says of which step they are."""
+        if not self._good:
+            return ", and no check before was in order: the weights stay"
+        state.model.load_state_dict(self._good["weights"])
+        for modifier, saved in zip(state.modifiers, self._good["modifiers"], strict=True):
+            modifier.load_state_dict(saved)
+        return f" with the weights of step {self._good['step']}"
 
     def _probe(self, state: TrainState) -> tuple[Tensor, Tensor]:
         device = model_device(state.model) or torch.device("cpu")

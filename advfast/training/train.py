@@ -16,7 +16,14 @@ from advfast.attacks.state import model_device
 from advfast.evaluation.report import versions
 
 from . import checkpoint, methods, names, optim, parallel, rng, setup
-from .assemble import begin_modifiers, check, make_optimizer, make_run, settings
+from .assemble import (
+    begin_modifiers,
+    check,
+    check_remedy,
+    make_optimizer,
+    make_run,
+    settings,
+)
 from .callbacks import TrainState
 from .captured import check_capture
 from .config import plain, write_config
@@ -79,7 +86,8 @@ def train(
     seed: int = 0,
     threads: int | None = None,
     patience: int | None = None,
-    stop_on_collapse: bool = False,
+    on_collapse: str | None = None,
+    collapse_kernel: int | None = None,
     callbacks: Iterable[object] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -169,8 +177,11 @@ def train(
             random starts.
         threads: of torch on a CPU; None leaves them.
         patience: stop after so many epochs in a row without a better held-out accuracy: robust, of "standard" clean.
-        stop_on_collapse: stop at catastrophic overfitting, looked for after every epoch, with the weights before it.
-            See `advfast.training.CatastrophicOverfitting`.
+        on_collapse: look for catastrophic overfitting after every epoch, and what to do at it: "stop" with the weights
+            before it, "report", or "noise": go on from them with the noise of the method (n-fgsm with
+            start="monitor"). See `advfast.training.CatastrophicOverfitting`.
+        collapse_kernel: training images whose kernel is recorded at each of these checks, such as 64. See
+            `advfast.training.KernelMonitor`.
         callbacks: objects with on_train_begin, on_step_end, on_epoch_end or on_train_end, each called with a
             `TrainState`.
         out: folder to write to; None makes runs/<data>-<method>-seed<seed>, with a number behind it if that exists.
@@ -227,6 +238,7 @@ def train(
             extra_share=extra_share,
         )
         own = methods.make(method, model, settings(a))
+        check_remedy(a, own)
         a.alpha, a.steps, own.ranks = own.alpha, own.steps, ranks
         own.begin(
             loader, sample.to(memory_format=torch.channels_last) if a.channels_last else sample

@@ -13,7 +13,7 @@ from pytest import MonkeyPatch
 from torch import nn
 
 from advfast import files
-from advfast.training import CatastrophicOverfitting, names, parallel, sweep, train
+from advfast.training import CatastrophicOverfitting, KernelMonitor, names, parallel, sweep, train
 
 
 class Double(nn.Module):
@@ -67,6 +67,7 @@ RUNS = {
     },
     "te-trades": {"modifiers": ["te:start=1,end=2"], "method": "trades", "epochs": 2},
     "dataloader": {"method": "fgsm-rs", "loader": True},
+    "lognormal": {"method": "n-fgsm", "method_options": {"noise": "lognormal"}},
 }
 """Runs that must be those of one process."""
 
@@ -225,6 +226,13 @@ def main(rank, folder):
     found["collapse"] = outcome(
         course(folder / "co", method="fgsm", callbacks=[CatastrophicOverfitting(every=2, gap=0.01)])
     )
+    # The first check fires: K is looked at by rank 0, and so is the saliency of the noise.
+    monitor = KernelMonitor(every=2, samples=20, probe=6, gap=0.01, action="noise")
+    options = {"noise": "saliency", "start": "monitor"}
+    found["noise"] = outcome(
+        course(folder / "noise", epochs=2, method="n-fgsm", method_options=options, callbacks=[monitor])
+    )  # fmt: skip
+    found["noise"]["fired"] = [row["fired"] for row in monitor.history]
     found["disk"] = full_disk(folder / "disk", rank)
     found["nan"] = raised(
         lambda: course(folder / "nan", method="standard", epochs=2, callbacks=[At(5, 1, poison)])

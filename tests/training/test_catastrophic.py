@@ -205,9 +205,9 @@ def test_clean_epochs_are_not_looked_at(tmp_path):
 
 def test_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(CatastrophicOverfitting, "measure", lambda *a: BAD)
-    result = course(tmp_path, stop_on_collapse=True, steps=1)
+    result = course(tmp_path, on_collapse="stop", steps=1)
     assert len(result.history) == 1
-    assert result.config["stop_on_collapse"]
+    assert result.config["on_collapse"] == "stop"
     assert "catastrophic overfitting at step 3" in capsys.readouterr().err
 
 
@@ -228,7 +228,8 @@ def test_samples_of_a_data_loader_are_its_first(tmp_path):
         ({"samples": True}, "samples must be an integer >= 1"),
         ({"drop": 0}, "drop must be above 0 and at most 1, got 0"),
         ({"gap": 1.5}, "gap must be above 0 and at most 1"),
-        ({"action": "warn"}, "action must be one of stop, report, got 'warn'"),
+        ({"restore": 1}, "restore must be True or False, got 1"),
+        ({"action": "warn"}, "action must be one of stop, report, noise, got 'warn'"),
     ],
 )
 def test_bad_values(settings, message):

@@ -94,10 +94,16 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(tmp_path, folder, tw
 
 
 def test_ranks_have_the_same_weights_and_statistics(two):
-    for name in ("local-bn", "free", "collapse", "stop", "averaged"):
+    for name in ("local-bn", "free", "collapse", "noise", "stop", "averaged"):
         for key, value in two[0][name]["state"].items():
             assert torch.equal(value, two[1][name]["state"][key]), (name, key)
     assert any("running_mean" in key for key in two[0]["local-bn"]["state"])
+
+
+def test_noise_is_switched_on_in_all_ranks(folder, two):
+    assert two[0]["noise"]["fired"] == two[1]["noise"]["fired"] and 1 in two[0]["noise"]["fired"]
+    method = checkpoint.read(folder / "noise" / names.LAST)["run"]["method"]
+    assert method["noisy"] and method["scale"].std() > 0.05
 
 
 def test_validation_is_split(two):

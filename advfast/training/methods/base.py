@@ -103,6 +103,9 @@ class Method:
     repeats: int = 1
     """Optimiser steps in a row on each batch."""
 
+    waits: bool = False
+    """Whether it has noise that is not there until `switch_on`."""
+
     ranks: Ranks
     """The processes of the run, there from `begin` on; a state that `state_dict` gives is the same in all of them."""
 
@@ -212,6 +215,9 @@ class Method:
         return plain_attributes(self, "eps", "alpha"), *(
             plain_attributes(attack, *OF_A_CALL) for attack in self.attacks()
         )
+
+    def switch_on(self) -> None:
+        """Collective: of one that `waits`, from now on with its noise. Called between two steps, maybe again."""
 
     def passes(self) -> float:
         """Pass-units of a step: a forward pass, a backward pass to the input and one to the weights count 1 each."""
