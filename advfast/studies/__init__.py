@@ -1,5 +1,6 @@
 """Published studies, each a function that returns a `StudyResult`: ``advfast.studies.<study>(...)``."""
 
 from .bn_estimators import bn_estimators as bn_estimators
+from .noise_scale import noise_scale as noise_scale
 from .result import StudyResult as StudyResult
 from .result import load_study as load_study

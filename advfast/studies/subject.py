@@ -38,7 +38,7 @@ class Subject:
 
     def __init__(self, splits: Splits, model: str | Maker | None, size: int) -> None:
         self.model = model
-        self.train, self.test = _known(splits, "train"), _known(splits, "test")
+        self.train, self.test = known_part(splits, "train"), known_part(splits, "test")
         chosen = balanced_probe(self.test.labels, size)
         self.images, self.labels = self.test.batch(chosen)
         self.reference, _ = self.train.batch(
@@ -82,7 +82,7 @@ class Subject:
         return net if mean is None or std is None else Normalised(net, mean, std)
 
 
-def _known(splits: Splits, name: str) -> Source:
+def known_part(splits: Splits, name: str) -> Source:
     part: Source | DataLoader | None = getattr(splits, name)
     if part is None or isinstance(part, DataLoader):
         got = "none" if part is None else "a DataLoader"

@@ -7,6 +7,7 @@ from tests.mutants.faults import fault
 PNM = "advfast/training/pnm.py"
 OPTIM = "advfast/training/optim.py"
 STEP = "advfast/training/captured.py"
+STUDY = "advfast/studies/noise_scale.py"
 
 FAULTS = [
     fault("deat", "the two averages swapped", PNM, 'if group["step"] % 2 else', 'if group["step"] % 2 == 0 else'),
@@ -29,4 +30,9 @@ FAULTS = [
     fault("deat", "the rate of SGD", OPTIM, '"pnm": 10.0', '"pnm": 1.0'),
     fault("deat", "a given rate is fitted too", OPTIM, '"lr" not in defaults or "lr" in given or', '"lr" not in defaults or'),
     fault("deat", "SGD's effective step without its momentum", OPTIM, ') / (1 - group["momentum"])', ')'),
+    fault("noise-scale", "the gap of clean accuracies", STUDY, 'found["train_robust"] - found["test_robust"]', 'found["train_clean"] - found["test_clean"]'),
+    fault("noise-scale", "the best epoch is measured", STUDY, "        checkpoint.fill(model, checkpoint.read(last), last)", "        pass"),
+    fault("noise-scale", "batch size over rate", STUDY, 'found["lr_over_batch"] = lr / batch_size', 'found["lr_over_batch"] = batch_size / lr'),
+    fault("noise-scale", "networks at chance generalise", STUDY, 'if row["test_robust_mean"] >= best / 2', "if True"),
+    fault("noise-scale", "a divergence at the end is left out", STUDY, 'max(row["lr_over_batch_mean"] for row in result.summary)', 'max(row["lr_over_batch_mean"] for row in rows)'),
 ]  # fmt: skip

@@ -110,6 +110,7 @@ TESTS = {
     ),
     "captured": [*_under("training", "captured", "watch"), "tests/data/test_loader.py"],
     "deat": _under("training", "pnm", "captured"),
+    "noise-scale": _under("studies", "noise_scale"),
     "fast": _under("training", "single_step", "free", "yopo", "atta", "fast_resume"),
     "modifiers": [
         *_under("training", "catastrophic", "early_stopping", "norm_layers"),
