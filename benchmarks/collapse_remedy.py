@@ -54,7 +54,8 @@ from advfast.training import KernelMonitor
 BETA = 0.10
 NOISES = ("isotropic", "lognormal", "saliency")
 OUT = ROOT / "benchmarks/results/collapse_remedy_cpu.csv"
-CHECK_COLUMNS = ("fgsm", "pgd", "top_share", "effective_rank", "clean_distance", "velocity")
+KERNEL = ("top_share", "effective_rank", "clean_distance")
+CHECK_COLUMNS = ("fgsm", "pgd", *KERNEL, "velocity")
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,8 @@ def measure(case: Case, jobs: int) -> tuple[Row, list[dict[str, str]]]:
             "none" if flag is None or flag + offset < 0 else f"{history[flag + offset][name]:.6g}"
         )
 
-    spread = [f"{at(name, offset)}" for name in _KERNEL for offset in (-1, 0)]
-    last = [history[-1][name] for name in _KERNEL]
+    spread = [at(name, offset) for name in KERNEL for offset in (-1, 0)]
+    last = [history[-1][name] for name in KERNEL]
     row = Row(
         shared.date, shared.commit, shared.machine, shared.threads, shared.load or 0.0, shared.torch, jobs,
         case.noise, case.start, case.seed, case.epochs,
@@ -151,9 +152,6 @@ def measure(case: Case, jobs: int) -> tuple[Row, list[dict[str, str]]]:
         for check in history
     ]  # fmt: skip
     return row, checks
-
-
-_KERNEL = ("top_share", "effective_rank", "clean_distance")
 
 
 def strongest(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
@@ -247,7 +245,7 @@ def mean_std(rows: list[dict[str, str]], name: str) -> str:
 def draw(checks: list[dict[str, str]], path: Path) -> None:
     """Accuracies and lambda_1 / tr K' of the first seed against the epoch: fgsm, and a remedy by the monitor."""
     shown = [("none", "never", "fgsm"), ("lognormal", "monitor", "lognormal noise by the monitor")]
-    figure = new_figure(9, 3.4)
+    figure = new_figure(9, 3.8)
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (noise, start, title) in zip(panels, shown, strict=True):
         mine = [row for row in checks if (row["noise"], row["start"]) == (noise, start)]
@@ -265,7 +263,7 @@ def draw(checks: list[dict[str, str]], path: Path) -> None:
         axes.set_ylim(0, 1)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("training images, eval mode")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     write_atomic(path, lambda stream: write_png(figure, stream))
 
 

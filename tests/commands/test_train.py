@@ -93,6 +93,18 @@ def test_steps_of_a_preset_are_for_methods_that_take_several(method, steps, tmp_
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["steps"] == steps
 
 
+def test_noise_of_the_monitor(tmp_path, capsys):
+    words = ["--method", "n-fgsm", "--method-option", "noise=lognormal", "--on-collapse", "noise"]
+    assert cli.main([*SHORT, *words, "--out", str(tmp_path / "none")]) != 0
+    assert "start='monitor' in method_options" in capsys.readouterr().err
+    words += ["--method-option", "start=monitor", "--collapse-kernel", "8"]
+    assert cli.main([*SHORT, *words, "--out", str(tmp_path / "run")]) == 0
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["method_options"] == {"noise": "lognormal", "start": "monitor"}
+    assert (config["on_collapse"], config["collapse_kernel"]) == ("noise", 8)
+    assert "effective_rank" in (tmp_path / "run/catastrophic.csv").read_text()
+
+
 def weights(folder):
     return training.checkpoint.read(folder / "last.pt")["state"]
 

@@ -36,7 +36,7 @@ FAULTS = [
     fault("modifiers", "ramps: what is full is what it was last", RAMPS, "known = self._full.setdefault(", "known = (lambda key, value: value)("),
     fault("modifiers", "collapse: also where FGSM falls", COLLAPSE, " and before[\"fgsm\"] - fgsm <= self.drop / 4", ""),
     fault("modifiers", "collapse: weights stay", COLLAPSE, "state.model.load_state_dict(self._good[\"weights\"])", "pass"),
-    fault("modifiers", "collapse: averages stay", COLLAPSE, "                    modifier.load_state_dict(saved)", "                    pass"),
+    fault("modifiers", "collapse: averages stay", COLLAPSE, "            modifier.load_state_dict(saved)", "            pass"),
     fault("modifiers", "collapse: forgets on resume", COLLAPSE, "        self._good = state[\"good\"]", "        pass"),
     fault("modifiers", "collapse: looks in train mode", COLLAPSE, "with crafting(model, \"eval\"), torch.no_grad():", "with torch.no_grad():"),
     fault("modifiers", "patience: not looked at when resumed", PATIENCE, "        # Killed between the end of the last epoch and the decision.\n        self._look(state)", "        pass"),
