@@ -48,7 +48,7 @@ def train(
         str | None,
         typer.Option(
             help="pgd-at, standard, trades, mart, fgsm-rs, n-fgsm, fgsm, free, yopo, gradalign, atta, reat, at-bsl, "
-            "or file.py:Class. [default: pgd-at]"
+            "robal, or file.py:Class. [default: pgd-at]"
         ),
     ] = None,
     eps: Annotated[float | None, _setting(f"Radius, pixels 0 to 1. {_BY_DATA}")] = None,

@@ -1,5 +1,8 @@
 """Networks by name, each with its normalisation inside."""
 
+from .cosine import CosineLinear as CosineLinear
+from .cosine import cosine_head as cosine_head
+from .cosine import use_cosine_head as use_cosine_head
 from .norm import NORM_LAYERS as NORM_LAYERS
 from .norm import DualBatchNorm as DualBatchNorm
 from .norm import branch as branch
@@ -12,6 +15,7 @@ from .preact_resnet import PreActResNet as PreActResNet
 from .published import KeyReport as KeyReport
 from .published import load_published as load_published
 from .registry import MODELS as MODELS
+from .registry import changes as changes
 from .registry import make as make
 from .registry import spec as spec
 from .resnet import ResNet as ResNet

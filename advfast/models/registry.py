@@ -9,6 +9,8 @@ from torch import nn
 
 from advfast.kernels.pgd.api import nearest
 
+from .cosine import cosine_head as head_of
+from .cosine import use_cosine_head
 from .external import LIBRARIES, from_library
 from .norm import norm_layers, use_norm_layers
 from .preact_resnet import PreActResNet
@@ -32,11 +34,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make(name: str, *, norm_layers: str = "batch", **kwargs: Any) -> nn.Module:
+def make(
+    name: str, *, norm_layers: str = "batch", cosine_head: float | None = None, **kwargs: Any
+) -> nn.Module:
     """A model by name, for example ``make("small-cnn", in_shape=(1, 28, 28), classes=10)``.
 
     ``"timm:NAME"`` and ``"torchvision:NAME"`` are made by that library, see `from_library`. The model remembers its
-    name and arguments (see `spec`). `norm_layers` is the kind of its batch normalisation, see `use_norm_layers`.
+    name and arguments (see `spec`). `norm_layers` is the kind of its batch normalisation, see `use_norm_layers`;
+    `cosine_head` the scale of a cosine classifier in place of its last layer, see `use_cosine_head`.
 
     Raises:
         ValueError: unknown name, with the nearest one; or bad arguments.
@@ -55,13 +60,22 @@ def make(name: str, *, norm_layers: str = "batch", **kwargs: Any) -> nn.Module:
         )
     model.__dict__["_advfast_spec"] = {"name": name, "kwargs": kwargs}
     use_norm_layers(model, norm_layers)
+    if cosine_head is not None:
+        use_cosine_head(model, cosine_head)
     return model
 
 
 def spec(model: nn.Module) -> dict[str, Any] | None:
     """{"name", "kwargs"} of a model that `make` made; None for any other."""
     made = getattr(model, "_advfast_spec", None)
-    kind = norm_layers(model)
-    if made is None or kind == "batch":
+    changed = changes(model)
+    if made is None or not changed:
         return made
-    return {**made, "kwargs": {**made["kwargs"], "norm_layers": kind}}
+    return {**made, "kwargs": {**made["kwargs"], **changed}}
+
+
+def changes(model: nn.Module) -> dict[str, Any]:
+    """What was put in place of layers of a model: the arguments of `make` that are not the network's own."""
+    kind, scale = norm_layers(model), head_of(model)
+    found: dict[str, Any] = {} if kind == "batch" else {"norm_layers": kind}
+    return found if scale is None else {**found, "cosine_head": scale}

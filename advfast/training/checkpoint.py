@@ -27,9 +27,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if made is not None:
         return made
     kind = type(model)
-    norm = models.norm_layers(model)
-    described = {"class": f"{kind.__module__}.{kind.__qualname__}"}
-    return described if norm == "batch" else {**described, "norm_layers": norm}
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", **models.changes(model)}
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -124,7 +122,8 @@ def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
         checkpoint: file that `advfast.train` wrote: best.pt or last.pt, or the folder of a run (its best.pt). With
             `model`, also weights that others published, see `advfast.models.load_published`.
         model: for a model that is not one of advfast's by name: a new one of the same architecture, which is filled;
-            its batch normalisation becomes of the kind in the checkpoint (`norm_layers` of `train`).
+            its batch normalisation becomes of the kind in the checkpoint (`norm_layers` of `train`), and its last layer
+            a cosine classifier where that has one (method "robal").
 
     Returns:
         The model on the CPU, or `model` where it is. With averaged weights (EMA) it is those.
@@ -155,7 +154,9 @@ def load(checkpoint: str | Path, model: nn.Module | None = None) -> nn.Module:
             )
         model = models.make(made["name"], **made["kwargs"])
     else:
-        norm = {**made, **made.get("kwargs", {})}.get("norm_layers", "batch")
-        models.use_norm_layers(model, norm)
+        changed = {**made, **made.get("kwargs", {})}
+        models.use_norm_layers(model, changed.get("norm_layers", "batch"))
+        if "cosine_head" in changed:
+            models.use_cosine_head(model, changed["cosine_head"])
     fill(model, content, path)
     return model.eval()

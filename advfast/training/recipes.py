@@ -242,6 +242,34 @@ RECIPES: dict[str, Recipe] = {
         },
         "selection of the best epoch by PGD-10 on the test set; soft labels that are lost when a run is interrupted",
     ),
+    "reat2023": Recipe(
+        "REAT, Li et al., arXiv 2307.10205; GuanlinLee/REAT, for cifar10-lt:0.02 and cifar100-lt:0.02",
+        _PGD_AT
+        | {
+            "model": "resnet18",
+            "method": "reat",
+            "bn": "eval",
+            "epochs": 80,
+            "schedule_options": {"milestones": [60, 75]},
+            "augment": ["crop", "flip"],
+        },
+        "all long-tailed images are trained on, and the best epoch is chosen on the test set",
+        needs=("data",),
+    ),
+    "atbsl2024": Recipe(
+        "AT-BSL, Yue et al., CVPR 2024, for ResNet-18; NISPLab/AT-BSL, for cifar10-lt:0.02",
+        _PGD_AT
+        | {
+            "model": "resnet18",
+            "method": "at-bsl",
+            "bn": "eval",
+            "epochs": 100,
+            "schedule_options": {"milestones": [75, 90]},
+            "augment": ["crop", "flip"],
+        },
+        "all long-tailed images are trained on, and the best epoch is chosen on the test set",
+        needs=("data",),
+    ),
     "wang2023": Recipe(
         "TRADES with generated images, Wang et al., ICML 2023; the base of DM-Improves-AT",
         {

@@ -34,6 +34,7 @@ from tests.mutants import (  # noqa: E402
     faults_modifiers,
     faults_ntk,
     faults_ranks,
+    faults_reat,
     faults_regularised,
     faults_report,
     faults_sanity,
@@ -53,6 +54,7 @@ FAULTS = [
     *faults_modifiers.FAULTS,
     *faults_ntk.FAULTS,
     *faults_ranks.FAULTS,
+    *faults_reat.FAULTS,
     *faults_regularised.FAULTS,
     *faults_report.FAULTS,
     *faults_sanity.FAULTS,
@@ -125,6 +127,11 @@ TESTS = {
         "tests/training/test_sync_bn.py",
         "tests/evaluation/test_shard.py",
         "tests/training/test_parallel.py",
+    ],
+    "reat": [
+        *_under("training", "reat", "robal", "reat_runs"),
+        "tests/data/test_long_tail.py",
+        "tests/models/test_cosine.py",
     ],
     "regularised": [
         *_under("training", "regularised", "regularised_runs"),

@@ -48,6 +48,7 @@ RUNS = {
     "yopo": {"method": "yopo", "bn": True, "sync_bn": True},
     "gradalign": {"method": "gradalign", "bn": True, "sync_bn": True},
     "at-bsl": {"method": "at-bsl"},
+    "robal": {"method": "robal", "micro_batch": 5},
     "reat": {"method": "reat", "epochs": 2, "method_options": {"rbl": "logit-adjust"}},
     "reat-pairwise": {
         "method": "reat",

@@ -38,6 +38,7 @@ CASES = {
     "yopo": {"method_options": {"m": 2, "n": 2}},
     "atta": {"method_options": {"reset_every": 2}},
     "at-bsl": {},
+    "robal": {},
     "reat": {"method_options": {"tail": "pairwise", "rbl": "logit-adjust"}},
 }
 

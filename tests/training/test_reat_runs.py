@@ -166,7 +166,12 @@ def test_mixed_labels_and_fp16(tmp_path, data):
     assert all(value.isfinite().all() for value in result.model.state_dict().values())
 
 
-VARIANTS = [("at-bsl", {}), ("reat", {}), ("reat", {"tail": "pairwise", "rbl": "step-scale"})]
+VARIANTS = [
+    ("at-bsl", {}),
+    ("robal", {}),
+    ("reat", {}),
+    ("reat", {"tail": "pairwise", "rbl": "step-scale"}),
+]
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)

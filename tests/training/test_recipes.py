@@ -77,3 +77,19 @@ def test_a_recipe_that_needs_more_data_says_so(tmp_path, tiny):
     with pytest.raises(ValueError, match="recipe 'wang2023' needs `extra`"):
         train("small-cnn", tiny, recipe="wang2023", out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "at"), [("reat2023", 80, [60, 75]), ("atbsl2024", 100, [75, 90])]
+)
+def test_recipes_of_long_tails_name_no_data_and_need_some(name, epochs, at):
+    recipe = RECIPES[name]
+    with pytest.raises(ValueError, match=f"recipe {name!r} needs `data`: .*cifar10-lt:0.02"):
+        train("small-cnn", recipe=name)
+    found = recipe.arguments
+    assert (found["epochs"], found["schedule_options"]) == (epochs, {"milestones": at})
+    assert (found["lr"], found["weight_decay"], found["steps"]) == (0.1, 5e-4, 10)
+    made = methods.make(
+        found["method"], nn.Identity(), methods.Settings(8 / 255, 2 / 255, 10, "linf")
+    )
+    assert type(made.pgd).__name__ == ("PGDAttack" if name == "reat2023" else "GaussianPGD")

@@ -22,6 +22,7 @@ from .mart import MART
 from .n_fgsm import NFGSM
 from .pgd_at import PGDAT
 from .reat import REAT
+from .robal import RoBal
 from .standard import Standard
 from .trades import TRADES
 from .yopo import YOPO
@@ -39,6 +40,7 @@ METHODS: dict[str, Maker] = {
     "n-fgsm": NFGSM,
     "pgd-at": PGDAT,
     "reat": REAT,
+    "robal": RoBal,
     "standard": Standard,
     "trades": TRADES,
     "yopo": YOPO,
