@@ -46,6 +46,7 @@ import advfast
 from advfast.data import Source, long_tail_groups, long_tail_split, pixel_statistics
 from advfast.evaluation import EvalReport
 from advfast.models.normalise import Normalised
+from advfast.training import NonFiniteLoss
 from advfast.training.methods import METHODS
 
 STEPS, HELD_OUT, ATTACKED = 7, 200, 1000
@@ -109,6 +110,7 @@ class Row:
     tail_pgd20: float
     train_seconds: float
     test_seconds: float
+    status: str  # ok, or how the run ended: then it is tested as it was saved last, and has no part in the means
 
 
 KEY = ("data", "epochs", "form", "seed")
@@ -162,15 +164,22 @@ def measure(task: Task, have: set[tuple[str, ...]]) -> Iterator[Row]:
             shared = environment("cpu")
             method, options = FORMS[form]
             model = network(task, source, seed)
-            started = time.perf_counter()
+            started, status = time.perf_counter(), "ok"
             with tempfile.TemporaryDirectory() as folder:
-                advfast.train(
-                    model, source, val=held_out, method=method, method_options=options, eps=task.eps,
-                    steps=STEPS, epochs=task.epochs, batch_size=task.batch_size, lr=task.lr, seed=seed,
-                    out=folder, overwrite=True, progress=False,
-                )  # fmt: skip
+                try:
+                    advfast.train(
+                        model, source, val=held_out, method=method, method_options=options, eps=task.eps,
+                        steps=STEPS, epochs=task.epochs, batch_size=task.batch_size, lr=task.lr, seed=seed,
+                        out=folder, overwrite=True, progress=False,
+                    )  # fmt: skip
+                except NonFiniteLoss as error:
+                    status = str(error).partition(";")[0]
                 trained = time.perf_counter()
-                model = advfast.load(Path(folder, "last.pt"), model)
+                last = Path(folder, "last.pt")
+                if not last.exists():
+                    print(f"{task.data} seed {seed} {form}: no epoch was completed: {status}")
+                    continue
+                model = advfast.load(last, model)
                 report, strong = tested(task, form, model, test)
             means = {
                 f"{name}_{column}": mean_of(report, attack, classes)
@@ -181,7 +190,7 @@ def measure(task: Task, have: set[tuple[str, ...]]) -> Iterator[Row]:
                 shared.date, shared.commit, shared.machine, shared.threads, shared.load or 0.0, shared.torch,
                 task.data, len(source), task.epochs, task.eps, form, seed, report["clean"].value,
                 report["pgd-20"].value, strong, task.autoattack, **means, train_seconds=trained - started,
-                test_seconds=time.perf_counter() - trained,
+                test_seconds=time.perf_counter() - trained, status=status,
             )  # fmt: skip
 
 
@@ -228,8 +237,12 @@ COLUMNS = (
 
 
 def values(rows: list[dict[str, str]], data: str, form: str, column: str) -> list[float]:
-    """In percent, of the seeds."""
-    found = [row[column] for row in rows if (row["data"], row["form"]) == (data, form)]
+    """In percent, of the seeds that ended."""
+    found = [
+        row[column]
+        for row in rows
+        if (row["data"], row["form"], row["status"]) == (data, form, "ok")
+    ]
     return [100 * float(value) for value in found if value != "none"]
 
 
@@ -282,7 +295,10 @@ def expectations(rows: list[dict[str, str]]) -> list[str]:
             found = values(rows, data, form, column)
             if found:
                 means[data, form, column] = statistics.fmean(found)
-    said = []
+    lost = [
+        f"{row['data']} {row['form']} seed {row['seed']}" for row in rows if row["status"] != "ok"
+    ]
+    said = [f"runs lost: {', '.join(lost) or 'none'}"]
     for data in dict.fromkeys(row["data"] for row in rows):
         for form, other, column, least, most in PAIRS:
             if {(data, form, column), (data, other, column)} <= means.keys():

@@ -15,7 +15,7 @@ LOOP = "advfast/training/loop.py"
 
 FAULTS = [
     fault("reat", "counts over C, not C - 1", DATA, "imbalance ** (number / (classes - 1))", "imbalance ** (number / classes)"),
-    fault("reat", "rounded counts", DATA, "int(head * imbalance **", "round(head * imbalance **"),
+    fault("reat", "rounded counts", DATA, "counts = [int(head", "counts = [round(head"),
     fault("reat", "the first of each class", DATA, ".permutation(most)", ".permutation(most) * 0 + np.arange(most)"),
     fault("reat", "held out of the training images", DATA, "_balanced(source.labels, rest)", "_balanced(source.labels, kept)"),
     fault("reat", "a tail that begins too early", DATA, "2 * third + 1", "2 * third"),
