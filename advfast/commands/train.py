@@ -69,7 +69,11 @@ def train(
     ] = None,
     method_option: Annotated[list[str] | None, _pairs("Setting of the method.")] = None,
     clean_prefix: Annotated[
-        int | None, typer.Option(help="Epochs on clean images at the beginning.")
+        str | None,
+        typer.Option(
+            metavar="EPOCHS",
+            help="Epochs on clean images at the beginning, or auto (auto:KEY=VALUE,...).",
+        ),
     ] = None,
     label_smoothing: Annotated[float | None, _setting("0 to 1.")] = None,
     ema: Annotated[

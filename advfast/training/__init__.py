@@ -2,6 +2,7 @@
 
 from .catastrophic import CatastrophicOverfitting as CatastrophicOverfitting
 from .checkpoint import load as load
+from .clean_prefix import CleanPrefix as CleanPrefix
 from .early_stopping import EarlyStopping as EarlyStopping
 from .kernel_monitor import KernelMonitor as KernelMonitor
 from .logger import Logger as Logger

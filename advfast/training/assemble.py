@@ -19,6 +19,7 @@ from . import methods, optim, schedules, setup
 from .callbacks import Callbacks, TrainState, of_rank
 from .captured import check_capture, make_step
 from .catastrophic import CatastrophicOverfitting
+from .clean_prefix import parsed
 from .early_stopping import EarlyStopping
 from .interrupt import Interrupt
 from .kernel_monitor import KernelMonitor
@@ -48,11 +49,12 @@ def check(a: SimpleNamespace) -> None:
         seed=a.seed,
         label_smoothing=a.label_smoothing,
         clip_grad=a.clip_grad,
-        clean_prefix=a.clean_prefix,
         save_every=a.save_every,
         threads=a.threads,
         micro_batch=a.micro_batch,
     )
+    prefix = parsed(a.clean_prefix)
+    a.clean_prefix = prefix if isinstance(prefix, int) else str(prefix)
     check_choice("norm_layers", a.norm_layers, NORM_LAYERS)
     # Each checks its own when it is made; the user's may ask for the model, and are made with it.
     if methods.own_maker(a.method) is None:
@@ -260,7 +262,7 @@ def make_run(
 
     loop = Loop(
         state,
-        method=lambda epoch: clean if epoch <= a.clean_prefix else own,
+        method=lambda epoch: clean if epoch <= state.prefix.epochs else own,
         loader=loader,
         schedule=schedule,
         step=make_step(

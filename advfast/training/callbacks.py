@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from advfast.data import Batch
 
 from .parallel import Ranks
+from .prefix import Prefix
 
 HOOKS = ("on_train_begin", "on_step_end", "on_epoch_end", "on_train_end")
 
@@ -43,6 +44,7 @@ class TrainState:
         modifiers: of the run.
         data: the training data, a Source or a DataLoader.
         ranks: the processes of the run.
+        prefix: epochs on clean images; `prefix.epochs` is their number as far as it is known.
     """
 
     model: nn.Module
@@ -65,6 +67,7 @@ class TrainState:
     modifiers: Sequence[Any] = ()
     data: object = None
     ranks: Ranks = field(default_factory=Ranks)
+    prefix: Prefix = field(default_factory=Prefix)
 
     @property
     def writes(self) -> bool:

@@ -54,7 +54,7 @@ class EarlyStopping:
             return
         best, last = self.best(state.history), state.history[-1]
         # Epochs that train on clean images are not expected to be robust.
-        since = max(best["epoch"], state.config.get("clean_prefix", 0))
+        since = max(best["epoch"], state.prefix.epochs)
         if last["epoch"] - since < self.patience or last["epoch"] >= state.epochs:
             return
         state.stop = True

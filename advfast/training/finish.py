@@ -69,6 +69,7 @@ def _finished(run: Run, parts: RunData, progress: bool) -> TrainResult:
             config=config,
             environment=run.environment,
             seconds=run.seconds,
+            clean_prefix=run.state.prefix.summary(history, run.seconds),
         )
         write_json(folder / names.RESULTS, result.to_dict())
         return result

@@ -23,13 +23,12 @@ class Progress:
 
     Args:
         environment: of the run, see `TrainResult`.
-        trains_on: "adversarial" or "clean": what the accuracy on the batch is of.
+        trains_on: "adversarial" or "clean", of the run's method.
         note: a further line to show at the beginning.
     """
 
     def __init__(self, environment: dict[str, Any], trains_on: str, note: str = "") -> None:
         self._environment = environment
-        self._accuracy = "robust" if trains_on == "adversarial" else "accuracy"
         self._trains_on = trains_on
         self._note = note
         self._terminal = sys.stderr.isatty()
@@ -62,7 +61,7 @@ class Progress:
             self._read = now
             accuracy = state.correct.item() / len(state.batch.labels)
             self._batch = (
-                f"loss {state.loss.item():.3f}, {self._accuracy} {accuracy:.0%}, "
+                f"loss {state.loss.item():.3f}, {_accuracy(state)} {accuracy:.0%}, "
                 f"{state.images_per_second:.0f} images/s"
             )
             self._bar.set_postfix_str(self._batch + self._validation, refresh=False)
@@ -76,13 +75,18 @@ class Progress:
             self._bar.set_postfix_str(self._batch + self._validation)
         elif epoch % self._every == 0 or epoch in (1, epochs) or state.stop:
             _say(
-                f"epoch {epoch}/{epochs}: loss {row['train_loss']:.3f}, {self._accuracy} "
+                f"epoch {epoch}/{epochs}: loss {row['train_loss']:.3f}, {_accuracy(state)} "
                 f"{row['train_accuracy']:.1%}, {row['images_per_second']:.0f} images/s; {held_out}"
             )
 
     def on_train_end(self, state: TrainState) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _accuracy(state: TrainState) -> str:
+    """What the accuracy on the batch is called; the clean epochs of a run have a method of their own."""
+    return "accuracy" if state.method and state.method.trains_on == "clean" else "robust"
 
 
 def _say(text: str) -> None:

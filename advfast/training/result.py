@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class TrainResult:
         config: the arguments, as in config.yaml.
         environment: what they met: samples, device, threads, versions.
         seconds: wall time of everything, earlier parts of a resumed run included.
+        clean_prefix: of a run that began on clean images: how many epochs, why, what they saved; see
+            `advfast.training.prefix.Prefix.summary`.
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class TrainResult:
     config: dict[str, Any]
     environment: dict[str, Any]
     seconds: float
+    clean_prefix: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """What results.json holds."""
@@ -75,6 +78,7 @@ class TrainResult:
             "best": self.best.to_dict(),
             "last": self.last.to_dict(),
             "seconds": self.seconds,
+            "clean_prefix": self.clean_prefix,
         }
 
 
@@ -114,6 +118,7 @@ def to_result(
             config=content["config"],
             environment=content["environment"],
             seconds=content["seconds"],
+            clean_prefix=content.get("clean_prefix", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(

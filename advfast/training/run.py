@@ -78,6 +78,7 @@ class Run:
         """
         try:
             self.callbacks.call("on_train_begin", self.state)
+            self.state.prefix.begin()
             self.loop.agree()
             if self.state.stop and self.state.history and not self.loop.step:
                 # Killed between the end of an epoch and the saving of what a callback made of it.
@@ -101,6 +102,8 @@ class Run:
         self.finished = state.stop or self.loop.epoch == state.epochs
         if not self.best or self._rank(row) > self._rank(self.best):
             self.best = row
+        if not self.finished:
+            state.prefix.after_epoch(state.epoch, lambda: self.seconds)
         self.loop.next_epoch()
         self.save()
         if self.best is row:
@@ -140,6 +143,7 @@ class Run:
             else [],
             "modifiers": [modifier.state_dict() for modifier in self.modifiers],
             "callbacks": self.callbacks.state_dict(),
+            "clean_prefix": self.state.prefix.state_dict(),
             "rng": rng.state(),
             "history": self.state.history,
             "best": self.best,
@@ -203,6 +207,8 @@ class Run:
         for modifier, saved in zip(self.modifiers, run["modifiers"], strict=True):
             modifier.load_state_dict(saved)
         self.callbacks.load_state_dict(run.get("callbacks", {}))
+        if "clean_prefix" in run:  # not where an older version wrote it
+            self.state.prefix.load_state_dict(run["clean_prefix"])
         self.state.history[:] = run["history"]
         self.state.row = run["history"][-1] if run["history"] else {}
         self.finished = run["finished"]

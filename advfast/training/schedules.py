@@ -134,6 +134,25 @@ def make(
     return lambda step: curve(step, total, peak, **given)
 
 
+def first_milestone(
+    schedule: object, epochs: int, options: Mapping[str, Any] | None
+) -> float | None:
+    """Epochs before the first decay of a schedule with milestones; None for one without, or a function.
+
+    Args:
+        schedule: name of one, or a function.
+        epochs: of the run.
+        options: of the schedule, as for `make`.
+    """
+    curve = SCHEDULES.get(schedule) if isinstance(schedule, str) else None
+    default = curve and inspect.signature(curve).parameters.get("milestones")
+    if default is None:
+        return None
+    given = (options or {}).get("milestones", default.default)
+    shares = _shares(str(schedule), "milestones", given, epochs)
+    return shares[0] * epochs if shares else None
+
+
 def _shares(name: str, key: str, value: Any, epochs: int) -> Any:
     """Shares of the run, of numbers that may be epochs."""
     many = isinstance(value, Sequence) and not isinstance(value, str)

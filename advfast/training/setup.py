@@ -273,7 +273,6 @@ def check_numbers(
     seed: int,
     label_smoothing: float,
     clip_grad: float | None,
-    clean_prefix: int,
     save_every: int | None,
     threads: int | None,
     micro_batch: int | None,
@@ -285,7 +284,6 @@ def check_numbers(
     counts: dict[str, tuple[Any, int]] = {
         "epochs": (epochs, 1),
         "batch_size": (batch_size, 1),
-        "clean_prefix": (clean_prefix, 0),
         "save_every": (1 if save_every is None else save_every, 1),
         "micro_batch": (1 if micro_batch is None else micro_batch, 1),
         "threads": (1 if threads is None else threads, 1),

@@ -26,12 +26,14 @@ from .assemble import (
 )
 from .callbacks import TrainState
 from .captured import check_capture
+from .clean_prefix import CleanPrefix
 from .config import plain, write_config
 from .finish import finish
 from .interrupt import Interrupt
 from .loop import Batches
 from .modifiers import Modifier, RunInfo
 from .precision import arithmetic, resolve_precision
+from .prefix import make_prefix
 from .recipes import with_recipe
 from .repeated import Repeated
 from .result import TrainResult, to_result
@@ -56,7 +58,7 @@ def train(
     norm_layers: str = "batch",
     method_options: Mapping[str, Any] | None = None,
     modifiers: Sequence[str | Modifier] = (),
-    clean_prefix: int = 0,
+    clean_prefix: int | str | CleanPrefix = 0,
     label_smoothing: float = 0.0,
     ema: float | None = None,
     epochs: int = 30,
@@ -131,7 +133,9 @@ def train(
         method_options: further settings of the method.
         modifiers: what goes with any method, in order: names with options, such as "awp:gamma=0.01" (see
             `advfast.training.modifiers`), or objects of your own.
-        clean_prefix: epochs at the beginning that train on clean images.
+        clean_prefix: epochs at the beginning that train on clean images. "auto", also with options as in
+            "auto:distance=0.03": as many as the network's kernel allows, found while training; see
+            `advfast.training.CleanPrefix`.
         label_smoothing: 0 .. 1, in the loss on the weights, not in the attack.
         ema: decay of an exponential moving average of the weights, such as 0.999; the average is then what is evaluated
             and saved.
@@ -249,6 +253,15 @@ def train(
         samples = getattr(loader, "samples", None) if loader.stateful else None
         run_info = RunInfo(classes, batch_size, epochs, len(loader), seed, samples, ranks)
         going_with = begin_modifiers(a, own, model, run_info)
+        prefix = make_prefix(
+            clean_prefix,
+            vars(a),
+            own,
+            parts.train,
+            extra=sum(modifier.extra_passes() for modifier in going_with),
+            ranks=ranks,
+            shown=progress,
+        )
         made = make_optimizer(a, model)
         config = {name: plain(value) for name, value in vars(a).items() if name not in _NOT_CONFIG}
         environment = {
@@ -280,7 +293,7 @@ def train(
         if saved is None:
             ranks.alone(lambda: write_config(folder / names.CONFIG, config))
         interrupt = Interrupt()
-        state = TrainState(model, made, config, folder, epochs, len(loader))
+        state = TrainState(model, made, config, folder, epochs, len(loader), prefix=prefix)
         run = make_run(
             a, own, state, parts, loader, environment, interrupt, saved, ranks, going_with
         )

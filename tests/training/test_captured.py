@@ -108,6 +108,8 @@ MODIFIERS = {
     "eps-warmup": (["eps-warmup:epochs=2"], 11),
     # 1 step up to the middle of the second epoch, then 2.
     "steps-ramp": (["steps-ramp:start=1"], 10),
+    # Each stage, of an epoch, is a kind whose first step is eager.
+    "stages": (["steps-ramp:stages=0-1-2"], 9),
     "all": (["cutmix", "eps-warmup:epochs=1.5", "awp:gamma=0.01", "ema:decay=0.9"], 11),
 }
 

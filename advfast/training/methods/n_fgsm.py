@@ -126,7 +126,8 @@ class NFGSM(FGSM):
 
     def _ball(self) -> None:
         # With noise the ball of the attack is around it, so that only the box cuts the step.
-        self.fgsm.eps = self.alpha if self.noisy else self.eps
+        # With radius 0 (a ramp's stage of no steps) there is none; eps and alpha may be tensors.
+        self.fgsm.eps = self.alpha * (self.eps > 0) if self.noisy else self.eps
 
     def _look(self) -> None:
         if self.noise == "saliency" and self.noisy:
