@@ -312,13 +312,25 @@ def _summary(result: TrainResult) -> str:
             f"in brackets: 95 % interval for {result.best.test['clean'].total} test images; "
             + chosen
         )
+    lines.append(chosen)
+    if result.clean_prefix:
+        lines.append(_prefix(result.clean_prefix, len(result.history)))
     lines += [
-        chosen,
         "",
         f"{result.seconds:.1f} s; {result.path} holds "
         + ", ".join(sorted(file.name for file in result.path.iterdir())),
     ]
     return "\n".join(lines)
+
+
+def _prefix(found: dict[str, Any], epochs: int) -> str:
+    text = f"clean prefix: {found['epochs']} of {epochs} epochs ({found['reason']})"
+    if found["saved_seconds"] is None:
+        return text
+    return (
+        f"{text}; against adversarial epochs alone {found['saved']:.1%} of the pass-units and "
+        f"{found['saved_seconds']:.1%} of the epochs' time saved"
+    )
 
 
 def _cells(selected: Selected) -> str:

@@ -128,7 +128,7 @@ def parsed(given: object) -> int | CleanPrefix:
             f"{given!r}{nearest(name, ['auto']) if name else ''}"
         )
     known = [field.name for field in fields(CleanPrefix)]
-    options = {}
+    options: dict[str, Any] = {}
     for word in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = word.partition("=")
         if not equals or key not in known:
@@ -136,7 +136,12 @@ def parsed(given: object) -> int | CleanPrefix:
                 f"clean_prefix: options are written auto:KEY=VALUE with a KEY of {', '.join(known)}, got "
                 f"{word!r}{nearest(key, known)}"
             )
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = (
+                float(value) if key in ("distance", "velocity") else yaml.safe_load(value)
+            )
+        except ValueError:
+            options[key] = value  # and is refused
     return CleanPrefix(**options)
 
 

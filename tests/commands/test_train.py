@@ -131,6 +131,33 @@ def test_config_of_a_run_makes_the_same_run(tmp_path, capsys):
     assert not torch.equal(weights(other)["linear2.bias"], one["linear2.bias"])
 
 
+def test_a_prefix_that_is_found_by_the_kernel(tmp_path, capsys):
+    first, again = tmp_path / "first", tmp_path / "again"
+    # Half of the four epochs before the rate falls may be clean.
+    options = "--epochs 4 --steps 1 --batch-size 256 --clean-prefix auto:distance=1,samples=20"
+    options += " --schedule piecewise --schedule-option milestones=[4]"
+    assert cli.main(["train", *options.split(), "--out", str(first), "--quiet"]) == 0
+    found = json.loads((first / "results.json").read_text())["clean_prefix"]
+    shown = capsys.readouterr().out
+    assert f"clean prefix: {found['epochs']} of 4 epochs ({found['reason']}); against" in shown
+    assert f"{found['saved']:.1%} of the pass-units and {found['saved_seconds']:.1%} of" in shown
+    assert 0 < found["epochs"] <= 2
+    assert yaml.safe_load((first / "config.yaml").read_text())["clean_prefix"] == (
+        "auto:distance=1.0,samples=20"
+    )
+    config = ["--config", str(first / "config.yaml")]
+    assert cli.main(["train", *config, "--out", str(again), "--quiet"]) == 0
+    one, other = weights(first), weights(again)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    # A number in a file is a number.
+    text = (first / "config.yaml").read_text()
+    (tmp_path / "file.yaml").write_text(text.replace("auto:distance=1.0,samples=20", "1"))
+    config = ["--config", str(tmp_path / "file.yaml"), "--epochs", "1"]
+    assert cli.main(["train", *config, "--out", str(tmp_path / "file"), "--quiet"]) == 0
+    result = json.loads((tmp_path / "file" / "results.json").read_text())
+    assert result["config"]["clean_prefix"] == 1
+
+
 def test_several_seeds_make_one_table(tmp_path, capsys):
     out = tmp_path / "sweep"
     command = [*SHORT, "--seeds", "0,1", "--out", str(out), "--quiet"]
@@ -160,6 +187,8 @@ def test_several_seeds_make_one_table(tmp_path, capsys):
         (["--precision", "fp8"], 1, "precision must be one of"),
         (["--ema", "1"], 1, "ema must be a decay"),
         (["--resume"], 1, "resume needs `out`"),
+        (["--clean-prefix", "atuo"], 1, "did you mean 'auto'"),
+        (["--clean-prefix", "-1"], 1, "clean_prefix must be an integer >= 0"),
         (["--model", "nowhere.py:make"], 1, "nowhere.py"),
         (["--weights", "nowhere.pt"], 1, "nowhere.pt"),
     ],

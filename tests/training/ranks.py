@@ -69,6 +69,13 @@ RUNS = {
     "te-trades": {"modifiers": ["te:start=1,end=2"], "method": "trades", "epochs": 2},
     "dataloader": {"method": "fgsm-rs", "loader": True},
     "lognormal": {"method": "n-fgsm", "method_options": {"noise": "lognormal"}},
+    # One check, after the first of 8 epochs; the rule lets two be clean.
+    "prefix": {
+        "clean_prefix": "auto:distance=1,velocity=0,samples=9",
+        "epochs": 8,
+        "bn": True,
+        "sync_bn": True,
+    },
 }
 """Runs that must be those of one process."""
 
