@@ -12,8 +12,11 @@ from .commands.evaluate import evaluate
 from .commands.info import info
 from .commands.ntk import ntk
 from .commands.study import study
-from .commands.study_bn_estimators import bn_estimators as _  # registers itself  # noqa: F401
+
+# These register themselves on `study`.
+from .commands.study_bn_estimators import bn_estimators as _bn_estimators  # noqa: F401
 from .commands.study_noise_scale import noise_scale as _noise_scale  # noqa: F401
+from .commands.study_ntk_trace import ntk_trace as _ntk_trace  # noqa: F401
 from .commands.train import train
 
 app = typer.Typer(

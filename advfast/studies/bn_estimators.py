@@ -24,14 +24,13 @@ from advfast.evaluation import evaluate
 from advfast.ntk import metrics, ntk, summary
 from advfast.training import checkpoint, methods, train
 from advfast.training.config import plain
-from advfast.training.presets import PRESETS
 
 from . import bn_expectations
 from .dots import dot_plot
 from .effects import Factor, effects_table, main_effects
 from .grid import run_grid
 from .result import StudyResult
-from .subject import REFERENCE, Maker, Subject
+from .subject import REFERENCE, Maker, Subject, training_arguments
 
 FACTORS = (
     Factor("input_norm", "off", "on"),
@@ -41,12 +40,7 @@ FACTORS = (
 )
 TEST_BATCH = 500
 ATTACKS = ("clean", "pgd-20", "autoattack")
-DIGITS = {"eps": 0.2, "steps": 7, "epochs": 12, "batch_size": 64, "lr": 0.1}
-_OWN = (
-    "method", "bn", "norm_layers", "seed", "val", "test", "callbacks", "out", "overwrite", "resume", "progress", "ema",
-    "threads",
-)  # fmt: skip
-"""Arguments of `train` that the study sets itself, or that would change what it measures."""
+_TAKEN = ("bn", "norm_layers")
 _KERNEL = ("effective_rank", "top_share", "specialization")
 _SHOWN = {
     "clean": "clean",
@@ -120,7 +114,8 @@ def bn_estimators(
     """
     cells = _cells(seeds, levels)
     splits = load(data, data_root) if isinstance(data, str) else as_splits(data, "own")
-    arguments = _training(data, method, training)
+    _check_method(method)
+    arguments = training_arguments(data, method, training, _TAKEN)
     subject = Subject(splits, model, probe)
     _check_norm(subject)
     settings = {
@@ -190,22 +185,12 @@ def _cells(
     ]
 
 
-def _training(data: object, method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `train`."""
-    taken = [name for name in given if name in _OWN]
-    if taken:
-        raise ValueError(f"{taken[0]} is set by the study, and cannot be given for its runs")
-    own = methods.METHODS.get(method)
-    if own is not None and getattr(own, "trains_on", None) == "clean":
+def _check_method(method: str) -> None:
+    if getattr(methods.METHODS.get(method), "trains_on", None) == "clean":
         raise ValueError(
             f"method {method!r} crafts no images, so that there is no mode of crafting to study; take one that does, "
             "such as pgd-at"
         )
-    preset = DIGITS if data == "digits" else PRESETS.get(data, {}) if isinstance(data, str) else {}
-    left_out = {"model", "threads"}
-    if getattr(own, "defaults", {}).get("steps") == 1:
-        left_out.add("steps")
-    return {name: value for name, value in preset.items() if name not in left_out} | dict(given)
 
 
 def _check_norm(subject: Subject) -> None:

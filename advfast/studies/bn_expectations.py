@@ -8,8 +8,7 @@ at most 1 point away in batches that normalise themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from .judge import compared, mean_of
 from .result import Expectation, StudyResult
 
 
@@ -27,23 +26,23 @@ def of_digits(result: StudyResult) -> list[Expectation]:
     eval_mode = {"statistics": "running", "crafting": "eval"}
     train_mode = {"statistics": "running", "crafting": "train"}
     return [
-        _compared(
+        compared(
             result, "before training, running statistics: effective rank of raw images below that of standardised",
             rank, raw, normalised, lambda a, b: a < b,
         ),
-        _compared(
+        compared(
             result, "before training, running statistics: lambda_1 / trace of raw images above that of standardised",
             share, raw, normalised, lambda a, b: a > b,
         ),
-        _compared(
+        compared(
             result, "before training, raw images: effective rank of batch statistics ten times that of running or more",
             rank, batch, raw, lambda a, b: a >= 10 * b,
         ),
-        _compared(
+        compared(
             result, "before training: lambda_1 / trace of batch statistics below that of running, images standardised",
             share, batch, normalised, lambda a, b: a < b,
         ),
-        _compared(
+        compared(
             result, "running statistics: PGD-20 with crafting in eval mode not below that in train mode",
             "pgd20", eval_mode, train_mode, lambda a, b: a >= b,
         ),
@@ -52,28 +51,11 @@ def of_digits(result: StudyResult) -> list[Expectation]:
     ]  # fmt: skip
 
 
-def _mean(result: StudyResult, measure: str, values: dict[str, str]) -> float | None:
-    try:
-        return result.mean(measure, **values)
-    except ValueError:
-        return None
-
-
-def _compared(
-    result: StudyResult, text: str, measure: str, left: dict[str, str], right: dict[str, str],
-    holds: Callable[[float, float], bool],
-) -> Expectation:  # fmt: skip
-    a, b = _mean(result, measure, left), _mean(result, measure, right)
-    if a is None or b is None:
-        return Expectation(text, "not run", None)
-    return Expectation(text, f"{a:.3g} against {b:.3g}", holds(a, b))
-
-
 def _calibrated(result: StudyResult) -> Expectation:
     text = "training brings the kernels of running and of batch statistics together"
     values = {"statistics": "running"}
-    before = _mean(result, "init_eval_batch_distance", values)
-    after = _mean(result, "eval_batch_distance", values)
+    before = mean_of(result, "init_eval_batch_distance", values)
+    after = mean_of(result, "eval_batch_distance", values)
     if before is None or after is None:
         return Expectation(text, "not run", None)
     return Expectation(text, f"distance {before:.3g} before, {after:.3g} after", after < before)
@@ -96,7 +78,7 @@ def _coincide(result: StudyResult) -> Expectation:
 def _in_batches(result: StudyResult) -> Expectation:
     text = "running statistics: PGD-20 in test batches that normalise themselves within 1 point"
     values = {"statistics": "running"}
-    a, b = _mean(result, "pgd20", values), _mean(result, "batch_pgd20", values)
+    a, b = mean_of(result, "pgd20", values), mean_of(result, "batch_pgd20", values)
     if a is None or b is None:
         return Expectation(text, "not run", None)
     return Expectation(text, f"{a:.3f} against {b:.3f}", abs(a - b) <= 0.01)

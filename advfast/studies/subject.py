@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +13,20 @@ from advfast import models
 from advfast.data import Source, Splits, pixel_statistics
 from advfast.models.normalise import Normalise, Normalised
 from advfast.ntk import balanced_probe
+from advfast.training.methods import METHODS
+from advfast.training.presets import PRESETS
 from advfast.userfile import is_user_object, load_object
 
 from .networks import conv_bn_net
 
 Maker = Callable[[], nn.Module]
 REFERENCE = 500
+DIGITS = {"eps": 0.2, "steps": 7, "epochs": 12, "batch_size": 64, "lr": 0.1}
+_TAKEN = (
+    "model", "data", "method", "seed", "val", "test", "callbacks", "out", "overwrite", "resume", "progress", "ema",
+    "threads", "recipe",
+)  # fmt: skip
+"""Arguments of `train` that a study sets itself, or that would change what it measures."""
 
 
 class Subject:
@@ -88,3 +97,26 @@ def known_part(splits: Splits, name: str) -> Source:
         got = "none" if part is None else "a DataLoader"
         raise ValueError(f"the study needs {name} images whose labels are known, got {got}")
     return part
+
+
+def training_arguments(
+    data: object, method: str, given: Mapping[str, Any], taken: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Arguments of `advfast.train`: those given, and for the rest what suits the data.
+
+    Args:
+        taken: names that the study sets, besides those that every study does.
+
+    Raises:
+        ValueError: one of those was given.
+    """
+    for name in given:
+        if name in (*_TAKEN, *taken):
+            raise ValueError(f"{name} is set by the study, and cannot be given for its runs")
+    preset: dict[str, Any] = {}
+    if isinstance(data, str):
+        preset = DIGITS if data == "digits" else PRESETS.get(data, {})
+    left_out = {"model", "threads"}
+    if getattr(METHODS.get(method), "defaults", {}).get("steps") == 1:
+        left_out.add("steps")
+    return {name: value for name, value in preset.items() if name not in left_out} | dict(given)
