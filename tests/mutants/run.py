@@ -39,6 +39,7 @@ from tests.mutants import (  # noqa: E402
     faults_report,
     faults_sanity,
     faults_square,
+    faults_studies,
 )
 from tests.mutants.faults import Fault  # noqa: E402
 
@@ -59,6 +60,7 @@ FAULTS = [
     *faults_report.FAULTS,
     *faults_sanity.FAULTS,
     *faults_square.FAULTS,
+    *faults_studies.FAULTS,
 ]
 
 
@@ -116,6 +118,9 @@ TESTS = {
     "captured": [*_under("training", "captured", "watch"), "tests/data/test_loader.py"],
     "deat": _under("training", "pnm", "captured"),
     "noise-scale": _under("studies", "noise_scale"),
+    "studies": _under("studies", "grid", "effects"),
+    "bn-estimators": [*_under("studies", "bn_estimators"), "tests/models/test_norm.py"],
+    "ntk-trace": [*_under("studies", "ntk_trace"), "tests/ntk/test_digits_study.py"],
     "fast": _under("training", "single_step", "free", "yopo", "atta", "fast_resume"),
     "modifiers": [
         *_under("training", "catastrophic", "early_stopping", "norm_layers"),
