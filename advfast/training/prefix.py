@@ -233,19 +233,19 @@ def _images(data: object, count: int, seed: int, device: torch.device) -> tuple[
     """Images [count, ...] and classes, balanced; of a DataLoader its first."""
     from advfast.ntk.probe import balanced_probe
 
-    if not isinstance(data, DataLoader):
-        source = as_source(data)
-        chosen = balanced_probe(source.labels, min(count, len(source)), seed)
-        images, labels = source.batch(chosen)
-        return images.to(device), labels.to(device)
-    before = rng.state()  # an iterator of a DataLoader draws its seed
+    # An iterator of a DataLoader draws its seed, and a Dataset may draw what it likes.
+    before = rng.state()
     try:
-        parts: list[tuple[Tensor, Tensor]] = []
-        for batch in ordered(data, count, device):
-            parts.append((batch.images, batch.labels))
-            if sum(len(labels) for _, labels in parts) >= count:
-                break
+        if isinstance(data, DataLoader):
+            parts: list[tuple[Tensor, Tensor]] = []
+            for batch in ordered(data, count, device):
+                parts.append((batch.images, batch.labels))
+                if sum(len(labels) for _, labels in parts) >= count:
+                    break
+            x, y = (torch.cat(part)[:count] for part in zip(*parts, strict=True))
+        else:
+            source = as_source(data)
+            x, y = source.batch(balanced_probe(source.labels, min(count, len(source)), seed))
+        return x.to(device), y.to(device)
     finally:
         rng.set_state(before)
-    x, y = (torch.cat(part)[:count] for part in zip(*parts, strict=True))
-    return x, y

@@ -33,6 +33,7 @@ from tests.mutants import (  # noqa: E402
     faults_fast,
     faults_modifiers,
     faults_ntk,
+    faults_prefix,
     faults_ranks,
     faults_reat,
     faults_regularised,
@@ -54,6 +55,7 @@ FAULTS = [
     *faults_fast.FAULTS,
     *faults_modifiers.FAULTS,
     *faults_ntk.FAULTS,
+    *faults_prefix.FAULTS,
     *faults_ranks.FAULTS,
     *faults_reat.FAULTS,
     *faults_regularised.FAULTS,
@@ -127,6 +129,10 @@ TESTS = {
         "tests/training/modifiers",
         "tests/data/test_mixed.py",
         "tests/models/test_norm.py",
+    ],
+    "prefix": [
+        *_under("training", "clean_prefix", "prefix_runs"),
+        "tests/training/modifiers/test_ramps.py",
     ],
     "ranks": [
         "tests/training/test_sync_bn.py",

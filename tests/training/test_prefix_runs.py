@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from advfast.evaluation.named import named
 from advfast.ntk import balanced_probe
-from advfast.training import CleanPrefix, checkpoint, early_stopping, methods, names, prefix, train
+from advfast.training import CleanPrefix, EarlyStopping, checkpoint, methods, names, train
+from advfast.training.parallel import Ranks
+from advfast.training.prefix import Prefix
+from advfast.training.run import Run
 
 from .modifiers.runs import Terminate, course, images, network
 from .test_resume import assert_same, outcome
@@ -150,26 +153,40 @@ def test_of_a_dataloader_and_other_norms(tmp_path):
     assert len(results[1].clean_prefix["checks"]) == 1
 
 
+class Noisy(Dataset):
+    """Images with noise from torch's generator, anew each time."""
+
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, number):
+        image = self.images[number]
+        return (image + 0.1 * torch.rand_like(image)).clamp(0, 1), int(self.labels[number])
+
+
+def test_of_a_dataset_that_draws(tmp_path):
+    data = images()
+    for name, given in (("given", 2), ("found", LONG)):
+        course(tmp_path / name, data=Noisy(*data), test=data, clean_prefix=given, augment=(), **RUN)
+    assert_same(outcome(tmp_path / "found"), outcome(tmp_path / "given"))
+
+
 def test_clean_epochs_do_not_count_for_patience(tmp_path, monkeypatch):
-    worse = iter(range(9, 0, -1))
-    monkeypatch.setattr(
-        "advfast.training.run.Run._epoch",
-        _with_robust(__import__("advfast.training.run", fromlist=["Run"]).Run._epoch, worse),
-    )
-    result = course(tmp_path, clean_prefix=LONG, patience=1, **RUN)
-    # Two clean epochs, and one after them that is no better.
-    assert len(result.history) == 3
-    assert early_stopping.EarlyStopping(1).best(result.history)["epoch"] == 1
+    epoch, values = Run._epoch, iter(range(9, 0, -1))
 
-
-def _with_robust(epoch, values):
-    """Each epoch is less robust than the one before."""
-
-    def replaced(run):
+    def worse(run):
+        """Each epoch is less robust than the one before."""
         run.validate = lambda: (0.5, next(values) / 10)
         epoch(run)
 
-    return replaced
+    monkeypatch.setattr(Run, "_epoch", worse)
+    result = course(tmp_path, clean_prefix=LONG, patience=1, **RUN)
+    # Two clean epochs, and one after them that is no better.
+    assert len(result.history) == 3
+    assert EarlyStopping(1).best(result.history)["epoch"] == 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +205,7 @@ def test_errors_come_before_a_folder(tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
-class FarRanks(prefix.Ranks):
+class FarRanks(Ranks):
     """As a second rank sees it: what the first one found."""
 
     rank = 1
@@ -206,7 +223,7 @@ def test_other_ranks_take_what_the_first_one_found(capsys):
         "epochs": 8, "schedule": "constant", "schedule_options": None, "eps": 0.1, "norm": "linf",
         "seed": 0,
     }  # fmt: skip
-    other = prefix.Prefix(CleanPrefix(), run, nn.Identity(), ranks=FarRanks(found), shown=True)
+    other = Prefix(CleanPrefix(), run, nn.Identity(), ranks=FarRanks(found), shown=True)
     assert (other.epochs, other.reason) == (1, "")
     other.after_epoch(1, lambda: 10.0)
     assert (other.epochs, other.reason) == (1, "kernel distance 0.06 >= 0.05")
