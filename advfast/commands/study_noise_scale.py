@@ -19,7 +19,7 @@ def noise_scale(
     data: Annotated[
         str, typer.Option(help="digits, fashion-mnist, a file or a folder with a test set.")
     ] = "digits",
-    lrs: Annotated[str, typer.Option(help="Highest learning rates.")] = "0.025,0.05,0.1,0.2",
+    lrs: Annotated[str, typer.Option(help="Highest learning rates.")] = "0.05,0.1,0.2,0.4",
     batch_sizes: Annotated[str, typer.Option(help="Images a step.")] = "32,128",
     seeds: Seeds = "0,1,2",
     epochs: Annotated[int, typer.Option(help="Of every run.")] = 40,

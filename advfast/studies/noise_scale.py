@@ -35,7 +35,7 @@ _HELD_OUT = 100
 def noise_scale(
     data: str | Splits | Mapping[str, Any] = "digits",
     *,
-    lrs: Sequence[float] = (0.025, 0.05, 0.1, 0.2),
+    lrs: Sequence[float] = (0.05, 0.1, 0.2, 0.4),
     batch_sizes: Sequence[int] = (32, 128),
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int = 40,
@@ -266,7 +266,10 @@ def _ratio_alone(learnt: list[Row]) -> Expectation:
 def draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
     """Gap and accuracy against lr / batch, a line a batch size, bars of the sample deviation over the seeds."""
     figure = new_figure(9.6, 3.7)
+    from matplotlib.ticker import LogLocator
+
     panels = figure.subplots(1, 2, sharex=True)
+    seeds = dict.fromkeys(row["seed"] for row in result.rows)
     sizes = list(dict.fromkeys(row["batch_size"] for row in result.rows))
     parts = (("robust_gap", "robust gap (training - test), points"),
              ("test_robust", "robust test accuracy (PGD-20), %"))  # fmt: skip
@@ -285,14 +288,17 @@ def draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
                 marker="o", markersize=4, capsize=3, label=f"batch size {size}",
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("learning rate / batch size")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     settings = result.settings
     figure.suptitle(
-        f"{settings['data']}: {settings['optimizer']}, {settings['epochs']} epochs; mean and standard deviation over "
-        "the seeds",
+        f"{settings['data']}: {settings['optimizer']}, {settings['epochs']} epochs; mean and standard deviation, seeds "
+        + ", ".join(str(seed) for seed in seeds),
         fontsize=10,
     )
     yield "noise_scale", figure
