@@ -21,8 +21,8 @@ Expected, written down before the first run (2026-11-30), of every seed:
  * each of the six remedies: FGSM minus PGD-50 below 0.5, and PGD-50 above 0.3;
  * anisotropic noise of either kind is within 0.05 of isotropic noise in PGD-50x10 (mean over the seeds, "always"): on
    8x8 images there is little that tells pixels apart;
- * lambda_1 / tr K' and the effective rank: nothing is expected of their direction. Whether they move before the
-   accuracies do is looked at in the second file.
+ * lambda_1 / tr K' and the effective rank: nothing is expected of their direction. Whether a kernel number could have
+   flagged as early as the accuracies is worked out from the second file and printed (`kernel_rules`).
 """
 
 from __future__ import annotations
@@ -221,6 +221,39 @@ def jump(checks: list[dict[str, str]]) -> float:
     return float(checks[flag]["clean_distance"]) / statistics.fmean(before) if before else 0.0
 
 
+def kernel_rules(checks: list[dict[str, str]]) -> list[str]:
+    """Whether a kernel number, over its mean at the five checks before, could flag as early as the accuracies do.
+
+    It could if there were a threshold that every run of fgsm passes at its flag or earlier, and no run with noise from
+    the start passes at all.
+    """
+    runs: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for check in checks:
+        runs.setdefault((check["noise"], check["start"], check["seed"]), []).append(check)
+    said = []
+    for name in (*KERNEL, "velocity"):
+        for way, power in (("rises", 1), ("falls", -1)):
+            collapsing, quiet = [], []
+            for (_, start, _), run in runs.items():
+                flag = next((n for n, row in enumerate(run) if row["fired"] == "1"), len(run) - 1)
+                end = flag if start == "never" else len(run) - 1
+                values = [float(row[name]) for row in run]
+                # The first velocity is nan.
+                most = [
+                    (values[i] / statistics.fmean(values[i - 5 : i])) ** power
+                    for i in range(6, end + 1)
+                ]
+                if most and start != "monitor":
+                    (collapsing if start == "never" else quiet).append(max(most))
+            if collapsing and quiet:
+                could = "could" if min(collapsing) > max(quiet) else "no rule"
+                said.append(
+                    f"{name} {way}: {min(collapsing):.2f} times at least by the flag of fgsm, {max(quiet):.2f} times "
+                    f"at most in runs that do not collapse: {could}"
+                )
+    return said
+
+
 def table(rows: list[dict[str, str]]) -> str:
     """Means and sample deviations over the seeds."""
     lines = [
@@ -317,7 +350,7 @@ def main(arguments: list[str] | None = None) -> int:
                 write(rows, out)
     print(table(rows))
     found = expectations(rows, checks)
-    print("\n".join(found))
+    print("\n".join([*found, *kernel_rules(checks)]))
     if out is not None and {"none", "lognormal"} <= {row["noise"] for row in rows}:
         draw(checks, out.with_suffix(".png"))
     return 0 if options.quick or not found or found[0].endswith("held") else 1

@@ -26,7 +26,7 @@ FAULTS = [
     fault("collapse", "a graph without noise goes on", NFGSM, "plain_attributes(self, \"eps\", \"alpha\", \"begun\")", "plain_attributes(self, \"eps\", \"alpha\", \"begun\", \"noisy\")"),
     fault("collapse", "the smallest eigenvalue", KERNEL, "vectors[:, -1].abs()", "vectors[:, 0].abs()"),
     fault("collapse", "all images count alike", KERNEL, "(weight * gradient.abs())", "gradient.abs()"),
-    fault("collapse", "the saliency of the sum of the logits", KERNEL, "            total += (weight * gradient.abs()).sum(0)", "            total += (weight * gradient).sum(0)"),
+    fault("collapse", "signs cancel in the saliency", KERNEL, "            total += (weight * gradient.abs()).sum(0)", "            total += (weight * gradient).sum(0)"),
     fault("collapse", "the kernel of clean images", MONITOR, "trace_kernel(state.model, attacked(state.model, images, labels, eps, norm))", "trace_kernel(state.model, images)"),
     fault("collapse", "velocity a check", MONITOR, "metrics.kernel_velocity(self._kernel, kernel, epochs)", "metrics.kernel_velocity(self._kernel, kernel, 1.0)"),
     fault("collapse", "the kernel before is forgotten on resume", MONITOR, "        self._kernel = state[\"kernel\"]", "        pass"),
