@@ -24,6 +24,10 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each of the side-by-side processes of `pytest -n` has its core; by default each would take all of them.
+    torch.set_num_threads(1)
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
