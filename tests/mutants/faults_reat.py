@@ -28,7 +28,7 @@ FAULTS = [
     fault("reat", "steps without a limit", REAT, "self.weight.clamp(LEAST_STEP, MOST_STEP)", "self.weight"),
     fault("reat", "counts labels", REAT, "step.logits.detach().argmax(1)", "batch.labels"),
     fault("reat", "counts in every loss", REAT, "    def update(self, images: Tensor, batch: Batch, backward: Backward) -> Step:\n        step = self.loss(images, batch)", "    def update(self, images: Tensor, batch: Batch, backward: Backward) -> Step:\n        self.found += 1\n        step = self.loss(images, batch)"),
-    fault("reat", "counts of two epochs", REAT, "        self.found.zero_()\n        self.rows", "        self.rows"),
+    fault("reat", "counts of two epochs", REAT, "(torch.tensor(counts))\n        self.found.zero_()", "(torch.tensor(counts))"),
     fault("reat", "counts of an epoch begun are lost", REAT, '        self.found.copy_(state["found"])', "        pass"),
     fault("ranks", "reat: counts of one rank", REAT, "self.ranks.total(self.found.tolist())", "self.found.tolist()"),
     fault("ranks", "reat: each rank's own anchors", REAT, "if self.ranks.world == 1:", "if True:"),
