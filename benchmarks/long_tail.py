@@ -22,9 +22,9 @@ Expected, written down before the first run (2026-11-30), means over the seeds, 
  * the forms of RBL that do change the images (logit-adjust, step-scale): nothing is expected of their sign;
  * robal is above pgd-at in the tail too;
  * AutoAttack is below PGD-20 by less than 5, and ranks pgd-at below at-bsl.
-The program says of each whether it held. After this was written, one trial was made (seed 0: five forms on digits,
-robal and reat-pairwise on Fashion-MNIST) to see what diverges and how long it takes. What was changed then: Fashion-MNIST
-has 20 epochs in place of 30 and no reat-no-tail, so that the forms with TAIL are held against at-bsl there, and here too.
+The program says of each whether it held. After this was written, one trial was made (seed 0: digits, and robal and
+reat-pairwise on Fashion-MNIST) to see what diverges and how long it takes. What was changed then: Fashion-MNIST has 20
+epochs in place of 30 and no reat-no-tail, so that the forms with TAIL are held against at-bsl there, and here too.
 """
 
 from __future__ import annotations
