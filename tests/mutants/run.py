@@ -140,7 +140,7 @@ TESTS = {
         "tests/training/test_parallel.py",
     ],
     "reat": [
-        *_under("training", "reat", "robal", "reat_runs"),
+        *_under("training", "reat", "tail", "robal", "reat_runs"),
         "tests/data/test_long_tail.py",
         "tests/models/test_cosine.py",
     ],
