@@ -102,7 +102,7 @@ def bn_estimators(
         seeds: of the weights and the runs.
         probe: test images of the kernel.
         limit: accuracies are of the first so many test images; None: all.
-        autoattack: False leaves it out (it is None then): two thirds of the time on digits.
+        autoattack: False leaves it out (it is None then): most of the time on digits.
         levels: factor -> levels, to run only a part: {"crafting": ["eval"]}.
         out, resume, overwrite, progress: see `advfast.studies.grid.run_grid`.
         training: arguments of `advfast.train` in place of the defaults: on "digits" eps 0.2, 7 steps, 12 epochs,

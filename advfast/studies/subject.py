@@ -13,6 +13,7 @@ from advfast import models
 from advfast.data import Source, Splits, pixel_statistics
 from advfast.models.normalise import Normalise, Normalised
 from advfast.ntk import balanced_probe
+from advfast.training import rng
 from advfast.training.methods import METHODS
 from advfast.training.presets import PRESETS
 from advfast.userfile import is_user_object, load_object
@@ -62,9 +63,9 @@ class Subject:
         Raises:
             ValueError, TypeError: no such network; one of the user's that has such a layer already.
         """
-        torch.manual_seed(seed)
         mean, std = self._pixels if normalised else (None, None)
-        net = self._own(mean, std) if self._makes() else self._named(mean, std)
+        with rng.seeded(seed):
+            net = self._own(mean, std) if self._makes() else self._named(mean, std)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.images, self.labels = self.images.to(device), self.labels.to(device)
         self.reference = self.reference.to(device)

@@ -33,7 +33,7 @@ FAULTS = [
     fault("bn-estimators", "batches by running statistics", BN, "        models.use_norm_layers(moving, \"batch-no-stats\")\n", ""),
     fault("bn-estimators", "networks without batch normalisation pass", BN, "    if not any(isinstance(module, _BatchNorm)", "    if False and not any(isinstance(module, _BatchNorm)"),
     fault("bn-estimators", "never normalised", BN, 'subject.network(seed, input_norm == "on")', "subject.network(seed, False)"),
-    fault("bn-estimators", "the seed is not that of the weights", SUBJECT, "        torch.manual_seed(seed)\n", ""),
+    fault("bn-estimators", "the seed is not that of the weights", SUBJECT, "with rng.seeded(seed):", "with rng.seeded(0):"),
     fault("bn-estimators", "the statistics are of the test images", SUBJECT, "self.reference, _ = self.train.batch(", "self.reference, _ = self.test.batch("),
     fault("bn-estimators", "ten times is twice", EXPECTED, "lambda a, b: a >= 10 * b", "lambda a, b: a >= 2 * b"),
     fault("bn-estimators", "unbiased variances", NORM, "axes, correction=0)\n        layer.running_mean", "axes, correction=1)\n        layer.running_mean"),

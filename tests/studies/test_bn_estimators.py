@@ -89,7 +89,10 @@ def test_an_input_normalisation_does_not_change_the_images_of_a_fixed_function()
 
 def test_a_seed_has_the_same_weights_with_and_without_input_normalisation():
     subject = Subject(load("digits"), None, 10)
+    before = torch.get_rng_state()
     off, on = (subject.network(3, normalised) for normalised in (False, True))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(next(subject.network(4, False).parameters()), next(off.parameters()))
     for a, b in zip(off.parameters(), on.parameters(), strict=True):
         assert torch.equal(a, b)
     assert on.normalise.mean.item() == pytest.approx(0.3, abs=0.02)
