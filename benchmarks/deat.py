@@ -27,7 +27,8 @@ Expected, written down before the first run (2026-11-30), of means over the seed
    same order in AutoAttack;
  * a step of pnm takes at most 3 % more than one of sgd, on the small CNN and on ResNet-18 of width 16.
 The program says of each whether it held. The order by AutoAttack was first expected of all optimisers; the 3
-points were added on 2026-11-30 after a --quick trial, in which several had the same accuracy on 8 images, before any result.
+points were added on 2026-11-30 after a --quick trial, in which several had the same accuracy on 8 images, before
+any result.
 """
 
 from __future__ import annotations
