@@ -41,6 +41,7 @@ from tests.mutants import (  # noqa: E402
     faults_sanity,
     faults_square,
     faults_studies,
+    faults_te,
 )
 from tests.mutants.faults import Fault  # noqa: E402
 
@@ -63,6 +64,7 @@ FAULTS = [
     *faults_sanity.FAULTS,
     *faults_square.FAULTS,
     *faults_studies.FAULTS,
+    *faults_te.FAULTS,
 ]
 
 
@@ -134,6 +136,7 @@ TESTS = {
         *_under("training", "clean_prefix", "prefix_runs"),
         "tests/training/modifiers/test_ramps.py",
     ],
+    "te": ["tests/training/modifiers/test_te.py", "tests/training/test_parallel.py"],
     "ranks": [
         "tests/training/test_sync_bn.py",
         "tests/evaluation/test_shard.py",
