@@ -37,7 +37,6 @@ FAULTS = [
     fault("prefix", "an epoch longer", ASSEMBLE, "epoch <= state.prefix.epochs", "epoch <= state.prefix.epochs + 1"),
     fault("prefix", "clean accuracy is called robust", PROGRESS, "return \"accuracy\" if state.method and state.method.trains_on == \"clean\" else \"robust\"", "return \"robust\""),
     fault("prefix", "patience counts clean epochs", PATIENCE, "max(best[\"epoch\"], state.prefix.epochs)", "best[\"epoch\"]"),
-    fault("prefix", "generators moved by the kernel", PROBE, "            rng.set_state(before)", "            pass"),
     fault("prefix", "adversarial kernel of clean images", PROBE, "images[\"adversarial\"] = self._attacked(model, images[\"clean\"], labels, eps, norm)", "images[\"adversarial\"] = images[\"clean\"]"),
     fault("prefix", "stages begin a step late", RAMPS, "sum(done >= epoch - 1e-9 for epoch in begins)", "sum(done > epoch for epoch in begins)"),
     fault("prefix", "no steps, but noise", RAMPS, "        if not steps:\n            eps = 0.0\n", "        if not steps:\n            pass\n"),

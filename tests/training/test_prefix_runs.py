@@ -88,6 +88,19 @@ def distance(a, b):
     return 1 - float((a * b).sum() / (a.norm() * b.norm()))
 
 
+class Killed(Exception):
+    pass
+
+
+class KillAfter:
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_end(self, state):
+        if state.epoch == self.epoch:
+            raise Killed
+
+
 class Kernels:
     """K(x) and K(x') of 12 training images after each epoch, without advfast.ntk."""
 
@@ -108,17 +121,28 @@ class Kernels:
 def test_the_checks_are_of_the_kernels_after_each_epoch(tmp_path, readout):
     rule = CleanPrefix(distance=1, velocity=0, samples=12, readout=readout)
     kernels = Kernels(readout)
-    result = course(
-        tmp_path, clean_prefix=rule, callbacks=[kernels], epochs=12, schedule="constant"
-    )
+    settings = {"clean_prefix": rule, "epochs": 16, "schedule": "constant", "steps": 1}
+    result = course(tmp_path / "whole", callbacks=[kernels], **settings)
     checks = result.clean_prefix["checks"]
-    assert (result.clean_prefix["epochs"], len(checks)) == (3, 2)
+    assert (result.clean_prefix["epochs"], len(checks)) == (4, 3)
     assert checks[0]["velocity"] is None
     for check, (clean, attacked) in zip(checks, kernels.found, strict=False):
         assert check["distance"] == pytest.approx(distance(clean, attacked), abs=2e-5)
         assert check["distance"] > 1e-4
-    moved = distance(kernels.found[0][0], kernels.found[1][0])
-    assert checks[1]["velocity"] == pytest.approx(moved, abs=2e-5)
+    for number in (1, 2):
+        moved = distance(kernels.found[number - 1][0], kernels.found[number][0])
+        assert checks[number]["velocity"] == pytest.approx(moved, abs=2e-5)
+    if readout == "full":
+        return
+    # Killed between an epoch and what callbacks do after it; the third check compares with a kernel that was saved.
+    for epoch in (1, 2):
+        with pytest.raises(Killed):
+            course(tmp_path / "cut", callbacks=[KillAfter(epoch)], **settings)
+    again = course(tmp_path / "cut", **settings)
+    names_ = ("epoch", "distance", "velocity")
+    for one, other in zip(again.clean_prefix["checks"], checks, strict=True):
+        assert [one[name] for name in names_] == [other[name] for name in names_]
+    assert_same(outcome(tmp_path / "cut"), outcome(tmp_path / "whole"))
 
 
 def test_a_run_too_short_for_a_prefix_has_none(tmp_path, capsys):
