@@ -9,7 +9,7 @@ from torch import nn
 import advfast
 from advfast import cli
 from advfast.attacks import PGDAttack
-from advfast.data import load
+from advfast.data import as_source, load, pixel_statistics
 from advfast.models.normalise import Normalised
 from advfast.ntk import balanced_probe, metrics, ntk
 from advfast.studies import bn_expectations, load_study
@@ -164,6 +164,12 @@ def test_measures_against_a_plain_computation(study):
         assert found["init_specialization"] == pytest.approx(
             metrics.specialization(kernel, y).value, rel=1e-4
         )
+    (normalised,) = study.select(input_norm="on", statistics="running", crafting="eval")
+    torch.manual_seed(0)
+    net = conv_bn_net((1, 8, 8), 10, *pixel_statistics(as_source(given["train"])))
+    assert normalised["init_effective_rank"] == pytest.approx(
+        metrics.effective_rank(ntk(net, x)), rel=1e-4
+    )
     distance = metrics.kernel_distance(running, batch)
     assert row["init_eval_batch_distance"] == pytest.approx(distance, rel=1e-3)
     assert other["init_eval_batch_distance"] is other["eval_batch_distance"] is None
