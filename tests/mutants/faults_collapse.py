@@ -14,7 +14,7 @@ FAULTS = [
     fault("collapse", "lognormal noise is larger on average", NFGSM, "            scale = scale / scale.mean()\n", ""),
     fault("collapse", "lognormal noise ignores sigma", NFGSM, "(self.sigma * scale).exp()", "(0.5 * scale).exp()"),
     fault("collapse", "anisotropic noise is not cut by the box", NFGSM, "(images + scale.to(drawn.dtype) * drawn).clamp(0, 1)", "images + scale.to(drawn.dtype) * drawn"),
-    fault("collapse", "it waits, but in the ball of the noise", NFGSM, "self.fgsm.eps = self.alpha if self.noisy else self.eps", "self.fgsm.eps = self.alpha"),
+    fault("collapse", "it waits, but in the ball of the noise", NFGSM, "self.fgsm.eps = self.alpha * (self.eps > 0) if self.noisy else self.eps", "self.fgsm.eps = self.alpha * (self.eps > 0)"),
     fault("collapse", "it does not wait", NFGSM, "self.noisy = self.k > 0 and not self.waits", "self.noisy = self.k > 0"),
     fault("collapse", "the saliency of the first epoch for good", NFGSM, "if epoch > self.begun:", "if not self.begun:"),
     fault("collapse", "the saliency is looked at again when resumed", NFGSM, "if epoch > self.begun:", "if True:"),

@@ -15,7 +15,7 @@ FAULTS = [
     fault("fast", "fgsm from a random start", FGSM, "random_start: ClassVar[bool] = False", "random_start: ClassVar[bool] = True"),
     fault("fast", "fgsm-rs with a step of eps", FGSM, '"alpha_of_eps": 1.25', '"alpha_of_eps": 1.0'),
     fault("fast", "fgsm takes more steps", FGSM, "super().strength(eps, alpha, 1)", "super().strength(eps, alpha, steps)"),
-    fault("fast", "n-fgsm in the ball of eps around the noise", NFGSM, "self.fgsm.eps = self.alpha if self.noisy else self.eps", "self.fgsm.eps = self.eps"),
+    fault("fast", "n-fgsm in the ball of eps around the noise", NFGSM, "self.fgsm.eps = self.alpha * (self.eps > 0) if self.noisy else self.eps", "self.fgsm.eps = self.eps"),
     fault("fast", "n-fgsm ignores k", NFGSM, "eps=self.k * self.eps", "eps=2.0 * self.eps"),
     fault("fast", "n-fgsm warms up its noise alone", NFGSM, "        super().strength(eps, alpha, steps)\n        self._ball()", "        super().strength(eps, alpha, steps)\n        self.fgsm.eps = eps"),
     fault("fast", "free begins anew with each batch", FREE, "        rows = self.delta[:count]", "        self.delta.zero_()\n        rows = self.delta[:count]"),

@@ -45,6 +45,7 @@ REDUCTION = "advfast/ntk/reduction.py"
 LEADING = "advfast/ntk/leading.py"
 ADVERSARIAL = "advfast/ntk/adversarial.py"
 RECORDER = "advfast/ntk/recorder.py"
+PROBE = "advfast/ntk/probe.py"
 
 FAULTS = [
     # --- the definition of the kernels
@@ -148,9 +149,9 @@ FAULTS = [
     fault("ntk-reducers", "one converged value is enough", LEADING, "float(self.residuals.max()) <=", "float(self.residuals.min()) <="),
     fault("ntk-reducers", "lower bound of the rank is the upper", LEADING, "return min(low, high), high", "return high, high"),
     fault("ntk-recorder", "clean and adversarial exchanged", ADVERSARIAL, "theta[:n, n:])", "theta[n:, :n])"),
-    fault("ntk-recorder", "recorder draws from training's numbers", RECORDER, "            rng.set_state(before)", "            pass"),
+    fault("ntk-recorder", "recorder draws from training's numbers", PROBE, "            rng.set_state(before)", "            pass"),
     fault("ntk-recorder", "compared with the last, not the first", RECORDER, "self._first = self._first or kernels", "self._first = kernels"),
     fault("ntk-recorder", "velocity a record, not an epoch", RECORDER, "epoch - self.history[-1][\"epoch\"]", "1.0"),
     fault("ntk-recorder", "records beyond the last saving kept", RECORDER, " if row[\"step\"] <= step", ""),
-    fault("ntk-recorder", "own attack in training mode", RECORDER, "self.attack(model.eval(), ", "self.attack(model, "),
+    fault("ntk-recorder", "own attack in training mode", PROBE, "self.attack(model.eval(), ", "self.attack(model, "),
 ]  # fmt: skip
