@@ -273,7 +273,8 @@ def test_tables_of_methods_are_those_of_their_rows():
         for line in methods_fashion.table(mine).splitlines()[2:]:
             assert line in text
     assert shown == len(rows)
-    assert {row["method"] for row in rows} == set(methods_fashion.METHODS)
+    elsewhere = {"at-bsl", "reat", "robal"}  # for long-tailed data: docs/systems/reat.md
+    assert {row["method"] for row in rows} == set(methods_fashion.METHODS) - elsewhere
 
 
 def test_first_convolutions_are_checked_and_timed():

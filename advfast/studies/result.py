@@ -190,7 +190,9 @@ class StudyResult:
                 cell = _text(row[f"{measure}_mean"])
                 cells.append(cell if deviation is None else f"{cell} ± {_text(deviation)}")
             table.append(cells)
-        lines = [*aligned(table)]
+        # Whichever way it is narrower: a setting a line, or a measure a line.
+        upright, turned = aligned(table), aligned(list(zip(*table, strict=True)))
+        lines = min(upright, turned, key=lambda lines: max(map(len, lines)))
         if several:
             lines += ["", "mean ± sample standard deviation over the seeds"]
         if self.notes:
