@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -186,9 +187,7 @@ class StudyResult:
             cells = [_text(row[name]) for name in self.others]
             cells += [str(row["runs"])] if several else []
             for measure in self.measures:
-                deviation = row[f"{measure}_std"]
-                cell = _text(row[f"{measure}_mean"])
-                cells.append(cell if deviation is None else f"{cell} ± {_text(deviation)}")
+                cells.append(_mean(row[f"{measure}_mean"], row[f"{measure}_std"]))
             table.append(cells)
         # Whichever way it is narrower: a setting a line, or a measure a line.
         upright, turned = aligned(table), aligned(list(zip(*table, strict=True)))
@@ -256,3 +255,11 @@ def _is_number(value: object) -> bool:
 
 def _text(value: object) -> str:
     return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _mean(mean: float | None, deviation: float | None) -> str:
+    """The deviation to two digits, and the mean to as many places."""
+    if mean is None or not deviation or not math.isfinite(deviation):
+        return _text(mean) if deviation is None else f"{_text(mean)} ± {_text(deviation)}"
+    places = max(0, 1 - math.floor(math.log10(deviation)))
+    return f"{mean:.{places}f} ± {deviation:.{places}f}"

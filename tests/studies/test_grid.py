@@ -103,7 +103,7 @@ def test_expectations_and_figures_are_kept(tmp_path):
     assert "\n4 runs in all\n" in str(again)
     text = str(result)
     assert "held: more at 0.2 (2.5)" in text and "FAILED: none at all" in text
-    assert "1.5 ± 0.7071" in text
+    assert "1.50 ± 0.71" in text
     frame = result.frame()
     assert list(frame.columns) == ["lr", "seed", "gap", "note"] and len(frame) == 4
 
