@@ -41,13 +41,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ntk_digits import network as digits_network
 from records import ROOT, environment
 from torch import nn
 
 import advfast
 from advfast.data import load, pixel_statistics, stratified_split
 from advfast.evaluation.canvas import new_figure, write_png
+from advfast.studies.networks import conv_bn_net
 from advfast.training.clean_prefix import saved_share
 from advfast.training.modifiers import StepsRamp, make
 
@@ -133,7 +133,7 @@ def given(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
     if case.part != "fashion":
         schedule = "triangular" if case.part == "digits-60" else "one-cycle"
         digits = {"eps": 0.2, "batch_size": 64, "lr": 0.1, "schedule": schedule}
-        return digits_network(), "digits", settings | digits
+        return conv_bn_net((1, 8, 8), 10), "digits", settings | digits
     splits = load("fashion-mnist")
     kept, held_out = stratified_split(splits.train.labels, 1000, seed=0)
     source = splits.train.subset(kept[: case.images])
