@@ -28,7 +28,8 @@ Expected, written down before the first run (2026-11-30), as means over the seed
  * trades, both data sets, last epoch: the gap with te is not larger by more than 1 point; no gain in PGD-20 is expected
    ("the effect is much smaller");
  * AutoAttack, last epoch: pgd-at with te is above pgd-at on both data sets.
-The program says of each whether it held.
+The program says of each whether it held. During the first run a seed of trades+te was lost on fashion (the loss grew
+to infinity within an epoch): such a run is a row of its own since then, and has no part in the means.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -46,11 +48,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import records
 from records import ROOT, environment
 from torch import Tensor, nn
 
 import advfast
 from advfast.data import pixel_statistics
+from advfast.training import NonFiniteLoss
 
 METHODS = ("pgd-at", "pgd-at+te", "trades", "trades+te")
 TESTED = 1000
@@ -135,7 +139,22 @@ def accuracies(case: Case, model: nn.Module, data: Pair, *attacks: str) -> dict[
 
 
 def measure(case: Case, method: str, seed: int, autoattack: bool) -> Iterator[Row]:
+    """The rows of the best and of the last epoch, or one of a run whose loss became infinite ("lost")."""
     shared = environment("cpu")
+    try:
+        yield from trained(case, method, seed, autoattack, shared)
+    except NonFiniteLoss as error:
+        print(f"{case.data} seed {seed} {method}: {error}", flush=True)
+        yield Row(
+            shared.date, shared.commit, shared.machine, shared.threads, shared.load or 0.0, shared.torch,
+            case.data, case.images, case.epochs, method, seed, "lost", 0, math.nan, math.nan, "none",
+            math.nan, math.nan, TESTED, math.nan, "none",
+        )  # fmt: skip
+
+
+def trained(
+    case: Case, method: str, seed: int, autoattack: bool, shared: records.Row
+) -> Iterator[Row]:
     base, _, modifier = method.partition("+")
     train, held_out, test = parts(case, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +208,9 @@ def table(rows: list[dict[str, str]]) -> str:
             f"{100 * float(strong[0]):.1f}" if strong else "none",
             f"{statistics.median(float(row['seconds']) for row in last):.1f}",
         ]  # fmt: skip
-        lines.append(f"| {data} | `{method}` | {' | '.join(cells)} |")
+        lost = sum(row["which"] == "lost" for row in mine)
+        note = f" ({lost} of {lost + len(last)} seeds lost)" if lost else ""
+        lines.append(f"| {data} | `{method}`{note} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
