@@ -47,8 +47,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 import records
+import torch
 from records import ROOT, environment
 from torch import Tensor, nn
 
