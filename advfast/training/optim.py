@@ -83,11 +83,12 @@ def told(optimizer: torch.optim.Optimizer, momentum: float) -> str:
         return ""
     lr, step = float(optimizer.param_groups[0]["lr"]), effective_step(optimizer)
     if isinstance(optimizer, AdaPNM):
-        beside = f"AdamW {lr:.4g} at the same rate"
+        beside = f"AdamW: {lr:.4g} at that rate"
     else:
-        sgd = [lr / of / (1 - momentum) for of in (OF_SGD["pnm"], 1.0)]
-        beside = f"SGD with momentum {momentum:g} {sgd[0]:.4g} at a tenth of the rate, {sgd[1]:.4g} at the same"
-    return f"effective step at learning rate {lr:.4g}: {step:.4g}; {beside}"
+        rates = lr / OF_SGD["pnm"], lr
+        sgd = ", ".join(f"{rate / (1 - momentum):.4g} at rate {rate:.4g}" for rate in rates)
+        beside = f"SGD with momentum {momentum:g}: {sgd}"
+    return f"effective step {step:.4g} at learning rate {lr:.4g} ({beside})"
 
 
 def make(

@@ -66,7 +66,10 @@ def test_the_rate_of_a_preset_is_fitted_to_the_optimizer_and_that_is_said(tmp_pa
     lr, said = rate("--optimizer", "pnm", "--optimizer-option", "betas=[0.9,0.5]")
     assert lr == 2.0
     assert "learning rate 2: the 0.2 of digits, which is for SGD, times 10 for pnm" in said
-    assert "effective step at learning rate 2: 1.265; SGD with momentum 0.9 2 at a tenth" in said
+    assert (
+        "effective step 1.265 at learning rate 2 (SGD with momentum 0.9: 2 at rate 0.2, 20 at rate 2)"
+        in said
+    )
     assert rate("--optimizer", "pnm", "--lr", "0.2")[0] == 0.2
     lr, said = rate()
     assert lr == 0.2 and "for SGD" not in said and "effective step" not in said

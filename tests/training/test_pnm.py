@@ -314,8 +314,8 @@ def test_it_trains_and_says_its_effective_step(tmp_path, capsys):
     assert result.config["lr"] == 1.0
     assert result.last.test["pgd-20"].value > 0.4
     said = capsys.readouterr().err
-    assert said.count("effective step at learning rate 1: 0.4472; ") == 1
-    assert "SGD with momentum 0.9 1 at a tenth of the rate, 10 at the same" in said
+    assert said.count("effective step 0.4472 at learning rate 1 (") == 1
+    assert "(SGD with momentum 0.9: 1 at rate 0.1, 10 at rate 1)" in said
 
 
 def test_other_optimizers_have_their_rate_and_say_nothing():
