@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Config, DataRoot, Debug, Quiet, number
+from .options import Config, DataRoot, Debug, Quiet, Threads, number, set_threads
 from .study import Out, Overwrite, Resume, Seeds, folder, numbers, show, study
 
 
@@ -42,6 +42,7 @@ def noise_scale(
         int | None, typer.Option(help="PGD steps in training. [default: by data set]")
     ] = None,
     data_root: DataRoot = None,
+    threads: Threads = None,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -55,7 +56,9 @@ def noise_scale(
     accuracy does.
     """
     from advfast import studies
+    from advfast.training.presets import PRESETS
 
+    set_threads(threads if threads is not None else PRESETS.get(data, {}).get("threads"))
     given = {"model": model, "eps": eps, "steps": steps, "data_root": data_root}
     show(
         studies.noise_scale(
