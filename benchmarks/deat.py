@@ -392,6 +392,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help=f"CSV; default: {OUT.relative_to(ROOT)}")
     parser.add_argument("--cost-out", type=Path, help=f"CSV; default: {COST_OUT.relative_to(ROOT)}")
     options = parser.parse_args(arguments)
+    if options.autoattack < 1:
+        parser.error(f"--autoattack must be 1 image or more, got {options.autoattack}")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     seeds = [0] if options.quick else [int(seed) for seed in options.seeds.split(",")]
