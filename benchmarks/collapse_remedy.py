@@ -145,7 +145,10 @@ def measure(case: Case, jobs: int) -> tuple[Row, list[dict[str, str]]]:
         spread[0], spread[1], last[0], spread[2], spread[3], last[1], spread[4], spread[5], last[2],
         history[-1]["share"], seconds,
     )  # fmt: skip
-    named = {"noise": case.noise, "start": case.start, "seed": str(case.seed)}
+    named = {
+        "date": shared.date, "commit": shared.commit, "machine": shared.machine, "torch": shared.torch,
+        "noise": case.noise, "start": case.start, "seed": str(case.seed),
+    }  # fmt: skip
     checks = [
         named | {"epoch": str(check["epoch"]), "fired": str(check["fired"])}
         | {name: f"{check[name]:.6g}" for name in CHECK_COLUMNS}
