@@ -324,7 +324,7 @@ def test_other_optimizers_have_their_rate_and_say_nothing():
     assert rates == {"sgd": 0.1, "adamw": 0.1, "pnm": 1.0, "adapnm": 0.001}
     assert optim.rate(None, lambda p: None) == 0.1 and optim.rate(0.3, "pnm") == 0.3
     assert optim.told(optim.make("sgd", model, lr=0.1), 0.9) == ""
-    assert "AdamW 0.001 at the same rate" in optim.told(optim.make("adapnm", model, lr=1e-3), 0.9)
+    assert "(AdamW: 0.001 at that rate)" in optim.told(optim.make("adapnm", model, lr=1e-3), 0.9)
     assert optim.effective_step(torch.optim.RMSprop(model.parameters())) is None
 
 
