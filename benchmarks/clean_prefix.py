@@ -27,7 +27,6 @@ The program says of each whether it held.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import multiprocessing
@@ -36,12 +35,13 @@ import statistics
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from records import ROOT, environment
+from rows import as_text, read, write
 from torch import nn
 
 import advfast
@@ -188,24 +188,6 @@ def ramp_share(case: Case) -> float:
     places = 100 * case.epochs
     units = [2.0 * ramp.planned(step, case.epochs, 100, STEPS) + 3 for step in range(places)]
     return saved_share(units, 2.0 * STEPS + 3)
-
-
-def text(row: Row) -> dict[str, str]:
-    return {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in asdict(row).items()}
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(rows: list[dict[str, str]], path: Path) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 Group = tuple[str, str, str]
@@ -364,7 +346,7 @@ def main(arguments: list[str] | None = None) -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
         for done in as_completed([pool.submit(measure, case) for case in wanted]):
-            found = [text(row) for row in done.result()]
+            found = [as_text(row) for row in done.result()]
             rows += found
             shown = (
                 "part",

@@ -28,7 +28,6 @@ Expected, written down before the first run (2026-11-30), of every seed:
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import multiprocessing
 import os
@@ -37,13 +36,14 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from catastrophic import BATCH, EPOCHS, EPS, LR, SCALE, accuracies, images, network
 from records import ROOT, environment
+from rows import as_text, mean_std, read, write
 
 import advfast
 from advfast.attacks import PGDAttack
@@ -272,12 +272,6 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def mean_std(rows: list[dict[str, str]], name: str) -> str:
-    values = [100 * float(row[name]) for row in rows]
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{deviation}"
-
-
 def draw(checks: list[dict[str, str]], path: Path) -> None:
     """Accuracies and lambda_1 / tr K' of the first seed against the epoch: fgsm, and a remedy by the monitor."""
     shown = [("none", "never", "fgsm"), ("lognormal", "monitor", "lognormal noise by the monitor")]
@@ -301,24 +295,6 @@ def draw(checks: list[dict[str, str]], path: Path) -> None:
     panels[0].set_ylabel("training images, eval mode")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     write_atomic(path, lambda stream: write_png(figure, stream))
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(rows: list[dict[str, str]], path: Path) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def as_text(row: Row) -> dict[str, str]:
-    return {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in asdict(row).items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

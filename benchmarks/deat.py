@@ -35,7 +35,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import itertools
 import json
 import math
@@ -44,13 +43,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from methods_fashion import as_text, mean_std, read
 from records import ROOT, environment
+from rows import as_text, held, mean_std, read, write
 from torch import nn
 
 import advfast
@@ -265,13 +264,6 @@ def costs(network: str, names: tuple[str, ...], rounds: int, steps: int) -> list
     ]  # fmt: skip
 
 
-def write(rows: list[dict[str, str]], path: Path, kind: type) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(kind)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def table(rows: list[dict[str, str]]) -> str:
     """Means and sample deviations over the seeds that ended, last epoch, and PGD-20 of the best one."""
     lines = [
@@ -328,31 +320,31 @@ def expectations(rows: list[dict[str, str]], cost_rows: list[dict[str, str]]) ->
         same, nominal = mean(data, "pnm-same-step"), mean(data, "pnm-same-rate")
         if sgd is not None and rule is not None:
             text = f"{data}: pnm at 10 r at most 1 point below sgd: {rule:.1f} against {sgd:.1f}"
-            said.append(f"{text}: {_held(rule >= sgd - 1)}")
+            said.append(f"{text}: {held(rule >= sgd - 1)}")
         if rule is not None and nominal is not None:
             least = 1 if data == "fashion-mnist" else 0
             text = f"{data}: pnm at r more than {least} below pnm at 10 r: {nominal:.1f} against {rule:.1f}"
-            said.append(f"{text}: {_held(nominal < rule - least)}")
+            said.append(f"{text}: {held(nominal < rule - least)}")
         if sgd is not None and same is not None:
             text = f"{data}: pnm at the same effective step at most 2 points below sgd: {same:.1f}"
-            said.append(f"{text} against {sgd:.1f}: {_held(same >= sgd - 2)}")
+            said.append(f"{text} against {sgd:.1f}: {held(same >= sgd - 2)}")
         adamw, adapnm = mean(data, "adamw"), mean(data, "adapnm")
         if adamw is not None and adapnm is not None:
             text = f"{data}: adapnm within 2 points of adamw: {adapnm:.1f} against {adamw:.1f}"
-            said.append(f"{text}: {_held(abs(adapnm - adamw) <= 2)}")
+            said.append(f"{text}: {held(abs(adapnm - adamw) <= 2)}")
         bests = mean(data, "sgd", which="best"), mean(data, "pnm-rule", which="best")
         if bests[0] is not None and bests[1] is not None and sgd is not None and rule is not None:
             gaps = bests[1] - rule, bests[0] - sgd
             text = f"{data}: best - last of pnm at 10 r at most 1 point over that of sgd: "
             said.append(
-                f"{text}{gaps[0]:.1f} against {gaps[1]:.1f}: {_held(gaps[0] <= gaps[1] + 1)}"
+                f"{text}{gaps[0]:.1f} against {gaps[1]:.1f}: {held(gaps[0] <= gaps[1] + 1)}"
             )
         said += _autoattack(data, rows, mean)
     for row in cost_rows:
         if row["optimizer"] == "pnm":
             ratio = float(row["ratio_to_sgd"])
             text = f"a step of pnm at most 3 % over sgd on {row['network']}: {100 * (ratio - 1):+.1f} %"
-            said.append(f"{text}: {_held(ratio <= 1.03)}")
+            said.append(f"{text}: {held(ratio <= 1.03)}")
     return said
 
 
@@ -360,7 +352,7 @@ def _autoattack(data: str, rows: list[dict[str, str]], mean: Any) -> list[str]:
     mine = [row for row in rows if row["data"] == data]
     over = sum(float(row["autoattack"]) > float(row["pgd20_there"]) for row in mine)
     said = [
-        f"{data}: AutoAttack at most PGD-20, same images: {over} of {len(mine)} over it: {_held(not over)}"
+        f"{data}: AutoAttack at most PGD-20, same images: {over} of {len(mine)} over it: {held(not over)}"
     ]
     means = {
         variant: (mean(data, variant, "autoattack"), mean(data, variant, "pgd20_there"))
@@ -374,12 +366,8 @@ def _autoattack(data: str, rows: list[dict[str, str]], mean: Any) -> list[str]:
     ]
     if len(trained) > 1:
         text = f"{data}: the same order by AutoAttack where PGD-20 is over 3 points apart"
-        said.append(f"{text}, but {'; '.join(turned) or 'none'}: {_held(not turned)}")
+        said.append(f"{text}, but {'; '.join(turned) or 'none'}: {held(not turned)}")
     return said
-
-
-def _held(true: bool) -> str:
-    return "held" if true else "FAILED"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -411,7 +399,7 @@ def main(arguments: list[str] | None = None) -> int:
             found = costs(network, ("sgd", "pnm", "adamw", "adapnm"), rounds, steps)
             cost_rows += [as_text(row) for row in found]
             if cost_out is not None:
-                write(cost_rows, cost_out, Cost)
+                write(cost_rows, cost_out)
     rows = read(out) if out is not None else []
     have = {tuple(row[name] for name in KEY) for row in rows}
     for task in QUICK if options.quick else TASKS:
@@ -427,7 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             rows += [as_text(row) for row in runs]
             if out is not None:
-                write(rows, out, Row)
+                write(rows, out)
     mine = [row for row in rows if row["autoattack_images"] == str(autoattack)]
     print(table(mine), cost_table(cost_rows), sep="\n\n")
     print("\n".join(expectations(mine, cost_rows)))

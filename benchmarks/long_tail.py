@@ -31,18 +31,18 @@ during the first run: AutoAttack, of three minutes a network, for one seed in pl
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from records import ROOT, environment
+from rows import as_text, held, read, write
 from torch import nn
 
 import advfast
@@ -212,24 +212,6 @@ def mean_of(report: EvalReport, attack: str, classes: tuple[int, ...]) -> float:
     return statistics.fmean(report.per_class[attack][number].value for number in classes)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(rows: list[dict[str, str]], path: Path) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def as_text(row: Row) -> dict[str, str]:
-    return {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in asdict(row).items()}
-
-
 COLUMNS = (
     "clean",
     "pgd20",
@@ -307,7 +289,7 @@ def expectations(rows: list[dict[str, str]]) -> list[str]:
                 gap = means[data, form, column] - means[data, other, column]
                 said.append(
                     f"{data}: {form} minus {other}, {column}: {gap:+.1f} (expected {least:+g} to {most:+g}): "
-                    f"{_held(least <= gap <= most)}"
+                    f"{held(least <= gap <= most)}"
                 )
         for form in AUTOATTACKED:
             both = [row for row in rows if row["autoattack"] != "none"]
@@ -318,13 +300,9 @@ def expectations(rows: list[dict[str, str]]) -> list[str]:
                 )
                 gap = pgd - strong
                 said.append(
-                    f"{data}: AutoAttack of {form} below PGD-20 by less than 5: {gap:.1f}: {_held(0 <= gap < 5)}"
+                    f"{data}: AutoAttack of {form} below PGD-20 by less than 5: {gap:.1f}: {held(0 <= gap < 5)}"
                 )
     return said
-
-
-def _held(true: bool) -> str:
-    return "held" if true else "FAILED"
 
 
 def main(arguments: list[str] | None = None) -> int:

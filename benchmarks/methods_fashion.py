@@ -26,18 +26,18 @@ The program says of each whether it held. Added on 2026-11-30, after trades and 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from records import ROOT, environment
+from rows import as_text, held, mean_std, read, write
 from torch import nn
 
 import advfast
@@ -199,24 +199,6 @@ def tested(task: Task, model: nn.Module, test: TensorSource) -> EvalReport:
     return advfast.evaluate(model, test, attacks=attacks, eps=EPS, seed=0, progress=False)
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(rows: list[dict[str, str]], path: Path) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def as_text(row: Row) -> dict[str, str]:
-    return {k: f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in asdict(row).items()}
-
-
 def of_setting(rows: list[dict[str, str]], task: Task) -> list[dict[str, str]]:
     """Those of a network at a learning rate, or at a method's own."""
     return [
@@ -249,12 +231,6 @@ def table(mine: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def mean_std(rows: list[dict[str, str]], name: str) -> str:
-    values = [100 * float(row[name]) for row in rows]
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{deviation}"
-
-
 def expectations(mine: list[dict[str, str]]) -> list[str]:
     """What the docstring expects, and whether it held."""
 
@@ -275,15 +251,15 @@ def expectations(mine: list[dict[str, str]]) -> list[str]:
         if {method, "fgsm-rs"} <= found:
             a, b = mean(method, "pgd50x10"), mean("fgsm-rs", "pgd50x10")
             said.append(
-                f"{method} above fgsm-rs in PGD-50x10: {a:.1f} against {b:.1f}: {_held(a > b)}"
+                f"{method} above fgsm-rs in PGD-50x10: {a:.1f} against {b:.1f}: {held(a > b)}"
             )
     if {"mart", "pgd-at"} <= found:
         a, b = mean("mart", "pgd20"), mean("pgd-at", "pgd20")
         said.append(
-            f"mart not 2 points below pgd-at in PGD-20: {a:.1f} against {b:.1f}: {_held(a > b - 2)}"
+            f"mart not 2 points below pgd-at in PGD-20: {a:.1f} against {b:.1f}: {held(a > b - 2)}"
         )
         a, b = mean("mart", "clean"), mean("pgd-at", "clean")
-        said.append(f"mart below pgd-at in clean accuracy: {a:.1f} against {b:.1f}: {_held(a < b)}")
+        said.append(f"mart below pgd-at in clean accuracy: {a:.1f} against {b:.1f}: {held(a < b)}")
     if "fgsm" in found:
         least = min(values("fgsm", "pgd50x10"))
         said.append(
@@ -291,18 +267,14 @@ def expectations(mine: list[dict[str, str]]) -> list[str]:
         )
     if "standard" in found:
         most = max(values("standard", "pgd50x10"))
-        said.append(f"standard at most 5 % in PGD-50x10: {most:.1f}: {_held(most <= 5)}")
+        said.append(f"standard at most 5 % in PGD-50x10: {most:.1f}: {held(most <= 5)}")
     for method in ("pgd-at", "trades", "mart"):
         if method in found:
             gap = mean(method, "pgd20") - mean(method, "pgd50x10")
             said.append(
-                f"PGD-50x10 of {method} within 3 points of PGD-20: {gap:.1f}: {_held(gap < 3)}"
+                f"PGD-50x10 of {method} within 3 points of PGD-20: {gap:.1f}: {held(gap < 3)}"
             )
     return said
-
-
-def _held(true: bool) -> str:
-    return "held" if true else "FAILED"
 
 
 def main(arguments: list[str] | None = None) -> int:

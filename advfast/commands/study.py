@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .options import number, set_threads
+
 if TYPE_CHECKING:
     from advfast.studies import StudyResult
 
@@ -31,11 +33,30 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a study in
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the study in that folder, if there is one.")
 ]
+_BY_DATA = "[default: by data set]"
+Eps = Annotated[
+    float | None,
+    typer.Option(parser=number, metavar="NUMBER", help=f"Radius, pixels 0 to 1. {_BY_DATA}"),
+]
+Steps = Annotated[int | None, typer.Option(help=f"PGD steps in training. {_BY_DATA}")]
+Epochs = Annotated[int | None, typer.Option(help=f"Passes over the data. {_BY_DATA}")]
+BatchSize = Annotated[int | None, typer.Option(help=f"Images a step. {_BY_DATA}")]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(parser=number, metavar="NUMBER", help=f"Highest learning rate. {_BY_DATA}"),
+]
 Seeds = Annotated[str, typer.Option(help="Of the runs, such as 0,1,2.")]
 
 
 def folder(name: str, out: Path | None) -> Path:
     return Path("studies") / name if out is None else out
+
+
+def use_threads(threads: int | None, data: str) -> None:
+    """Those that were asked for, or that suit the data set."""
+    from advfast.training.presets import preset
+
+    set_threads(threads if threads is not None else preset(data).get("threads"))
 
 
 def numbers(name: str, text: str, kind: type = int) -> list:
@@ -44,8 +65,6 @@ def numbers(name: str, text: str, kind: type = int) -> list:
     Raises:
         typer.BadParameter: another text.
     """
-    from .options import number
-
     try:
         found = [int(part) if kind is int else number(part) for part in text.split(",")]
     except (ValueError, typer.BadParameter):

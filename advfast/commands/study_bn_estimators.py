@@ -6,10 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Config, DataRoot, Debug, Quiet, Threads, number, set_threads
-from .study import Out, Overwrite, Resume, Seeds, folder, numbers, show, study
-
-_BY_DATA = "[default: by data set]"
+from .options import Config, DataRoot, Debug, Quiet, Threads
+from .study import (
+    BatchSize,
+    Epochs,
+    Eps,
+    LearningRate,
+    Out,
+    Overwrite,
+    Resume,
+    Seeds,
+    Steps,
+    folder,
+    numbers,
+    show,
+    study,
+    use_threads,
+)
 
 
 @study.command("bn-estimators")
@@ -22,17 +35,11 @@ def bn_estimators(
         ),
     ] = None,
     method: Annotated[str, typer.Option(help="Of training, one that attacks.")] = "pgd-at",
-    eps: Annotated[
-        float | None,
-        typer.Option(parser=number, metavar="NUMBER", help=f"Radius, pixels 0 to 1. {_BY_DATA}"),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help=f"PGD steps in training. {_BY_DATA}")] = None,
-    epochs: Annotated[int | None, typer.Option(help=f"Passes over the data. {_BY_DATA}")] = None,
-    batch_size: Annotated[int | None, typer.Option(help=f"Images a step. {_BY_DATA}")] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(parser=number, metavar="NUMBER", help=f"Highest learning rate. {_BY_DATA}"),
-    ] = None,
+    eps: Eps = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     probe: Annotated[int, typer.Option(help="Test images of the kernel.")] = 100,
     limit: Annotated[
         int, typer.Option(help="Test images of the accuracies, the first so many.")
@@ -62,9 +69,8 @@ def bn_estimators(
         "lr": lr,
     }
     from advfast import studies
-    from advfast.training.presets import PRESETS
 
-    set_threads(threads if threads is not None else PRESETS.get(data, {}).get("threads"))
+    use_threads(threads, data)
     show(
         studies.bn_estimators(
             data,

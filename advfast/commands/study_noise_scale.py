@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .options import Config, DataRoot, Debug, Quiet, Threads, number, set_threads
-from .study import Out, Overwrite, Resume, Seeds, folder, numbers, show, study
-
-
-def _setting(help: str) -> Any:
-    return typer.Option(parser=number, metavar="NUMBER", help=help)
+from .options import Config, DataRoot, Debug, Quiet, Threads
+from .study import (
+    Eps,
+    Out,
+    Overwrite,
+    Resume,
+    Seeds,
+    Steps,
+    folder,
+    numbers,
+    show,
+    study,
+    use_threads,
+)
 
 
 @study.command(name="noise-scale")
@@ -37,10 +45,8 @@ def noise_scale(
     model: Annotated[
         str | None, typer.Option(help="Name of a network. [default: by data set]")
     ] = None,
-    eps: Annotated[float | None, _setting("Radius, pixels 0 to 1. [default: by data set]")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="PGD steps in training. [default: by data set]")
-    ] = None,
+    eps: Eps = None,
+    steps: Steps = None,
     data_root: DataRoot = None,
     threads: Threads = None,
     out: Out = None,
@@ -56,9 +62,8 @@ def noise_scale(
     accuracy does.
     """
     from advfast import studies
-    from advfast.training.presets import PRESETS
 
-    set_threads(threads if threads is not None else PRESETS.get(data, {}).get("threads"))
+    use_threads(threads, data)
     given = {"model": model, "eps": eps, "steps": steps, "data_root": data_root}
     show(
         studies.noise_scale(

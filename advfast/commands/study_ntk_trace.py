@@ -6,8 +6,23 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Config, DataRoot, Debug, Quiet, Threads, number, set_threads
-from .study import Out, Overwrite, Resume, Seeds, folder, numbers, show, study
+from .options import Config, DataRoot, Debug, Quiet, Threads
+from .study import (
+    BatchSize,
+    Epochs,
+    Eps,
+    LearningRate,
+    Out,
+    Overwrite,
+    Resume,
+    Seeds,
+    Steps,
+    folder,
+    numbers,
+    show,
+    study,
+    use_threads,
+)
 
 _BY_DATA = "[default: by data set]"
 
@@ -30,17 +45,11 @@ def ntk_trace(
     input_norm: Annotated[
         bool, typer.Option("--input-norm", help="A normalisation layer in front.")
     ] = False,
-    eps: Annotated[
-        float | None,
-        typer.Option(parser=number, metavar="NUMBER", help=f"Radius, pixels 0 to 1. {_BY_DATA}"),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help=f"PGD steps in training. {_BY_DATA}")] = None,
-    epochs: Annotated[int | None, typer.Option(help=f"Passes over the data. {_BY_DATA}")] = None,
-    batch_size: Annotated[int | None, typer.Option(help=f"Images a step. {_BY_DATA}")] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(parser=number, metavar="NUMBER", help=f"Highest learning rate. {_BY_DATA}"),
-    ] = None,
+    eps: Eps = None,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     schedule: Annotated[
         str | None, typer.Option(help=f"Such as constant, for a control. {_BY_DATA}")
     ] = None,
@@ -59,9 +68,8 @@ def ntk_trace(
         "eps": eps, "steps": steps, "epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule,
     }  # fmt: skip
     from advfast import studies
-    from advfast.training.presets import PRESETS
 
-    set_threads(threads if threads is not None else PRESETS.get(data, {}).get("threads"))
+    use_threads(threads, data)
     show(
         studies.ntk_trace(
             data,
