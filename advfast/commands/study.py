@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,11 +45,35 @@ LearningRate = Annotated[
     float | None,
     typer.Option(parser=number, metavar="NUMBER", help=f"Highest learning rate. {_BY_DATA}"),
 ]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="Settings that the other options change: small, minutes on two cores, or published, those of "
+        "the paper, for a GPU."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="file.py:make of networks that checkpoints do not name."),
+]
 Seeds = Annotated[str, typer.Option(help="Of the runs, such as 0,1,2.")]
 
 
 def folder(name: str, out: Path | None) -> Path:
     return Path("studies") / name if out is None else out
+
+
+def with_preset(name: str, preset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a study: those of the preset, and in their place what was given (not None).
+
+    Raises:
+        ValueError: no such preset.
+    """
+    from advfast.studies import preset as preset_of
+
+    own = {key: value for key, value in given.items() if value is not None}
+    return preset_of(name, preset) | own
 
 
 def use_threads(threads: int | None, data: str) -> None:

@@ -175,6 +175,10 @@ def train(
     save_every: Annotated[
         int | None, typer.Option(help="Steps between savings. [default: after each epoch]")
     ] = None,
+    keep_every: Annotated[
+        int | None,
+        typer.Option(help="Epochs after which a checkpoint stays, in <out>/checkpoints."),
+    ] = None,
     patience: Annotated[
         int | None,
         typer.Option(help="Stop after so many epochs without a better held-out accuracy."),

@@ -29,3 +29,11 @@ def new_figure(width: float, height: float) -> Any:
 
 def write_png(figure: Any, stream: BinaryIO) -> None:
     figure.savefig(stream, format="png", dpi=DPI)
+
+
+def write_svg(figure: Any, stream: BinaryIO) -> None:
+    """The same bytes for the same figure: no date, no random names inside."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "advfast"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})

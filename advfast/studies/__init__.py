@@ -3,5 +3,6 @@
 from .bn_estimators import bn_estimators as bn_estimators
 from .noise_scale import noise_scale as noise_scale
 from .ntk_trace import ntk_trace as ntk_trace
+from .presets import preset as preset
 from .result import StudyResult as StudyResult
 from .result import load_study as load_study

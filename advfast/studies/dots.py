@@ -8,8 +8,8 @@ from typing import Any
 from advfast.evaluation.canvas import new_figure
 
 from .result import StudyResult
-
-COLOURS = ("#2f6f9f", "#b5482a", "#5a8f3c", "#8a5aa8")
+from .style import colour as colour_of
+from .style import plain_axes
 
 
 def dot_plot(
@@ -35,19 +35,17 @@ def dot_plot(
     values = [] if colour_by is None else list(dict.fromkeys(s[colour_by] for s in settings))
     for axes, (name, head) in zip(every, shown.items(), strict=True):
         for y, setting in enumerate(settings):
-            colour = COLOURS[values.index(setting[colour_by]) % len(COLOURS) if colour_by else 0]
+            colour = colour_of(values.index(setting[colour_by]) if colour_by else 0)
             rows = result.select(**{other: setting[other] for other in result.others})
             found = [row[name] for row in rows if row[name] is not None]
             axes.plot(found, [y] * len(found), "o", color=colour, markersize=4, alpha=0.6)
             if found:
                 axes.plot(setting[f"{name}_mean"], y, "|", color=colour, markersize=13, mew=1.8)
         axes.set_title(head, fontsize=8)
-        axes.tick_params(labelsize=7)
+        plain_axes(axes)
         axes.locator_params(axis="x", nbins=4)
         axes.margins(x=0.12)
         axes.grid(axis="y", linewidth=0.4, color="#dddddd")
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
     every[0].set_yticks(
         range(len(settings)),
         [" · ".join(str(setting[name]) for name in result.others) for setting in settings],

@@ -11,20 +11,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from advfast.evaluation.canvas import write_png
+from advfast.evaluation.canvas import write_png, write_svg
 from advfast.evaluation.picture import PictureSkipped
-from advfast.files import write_bytes, write_csv, write_json
+from advfast.files import write_bytes, write_csv, write_json, write_text
+
+from .report import WORDS, render
 
 if TYPE_CHECKING:
     import pandas
 
 FORMAT = "advfast-study-1"
-RECORD, ROWS, SUMMARY = "study.json", "rows.csv", "summary.csv"
+RECORD, ROWS, SUMMARY, REPORT = "study.json", "rows.csv", "summary.csv", "report.html"
 SEED = "seed"
 
 Row = dict[str, Any]
 Draw = Callable[["StudyResult"], Iterable[tuple[str, Any]]]
-"""result -> (file name without .png, matplotlib Figure) of each picture; may raise `PictureSkipped`."""
+"""result -> (file name without its ending, matplotlib Figure) of each picture; may raise `PictureSkipped`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,16 @@ class StudyResult:
             found.append(summary)
         return found
 
+    @property
+    def verdict(self) -> str:
+        """A line: whether what was expected came."""
+        told = [one.held for one in self.expectations if one.held is not None]
+        if not told:
+            return "nothing was expected that these runs could tell"
+        if all(told):
+            return f"the signature holds: {len(told)} of {len(told)} expectations held"
+        return f"{sum(told)} of {len(told)} expectations held"
+
     def select(self, **values: Any) -> list[Row]:
         """The rows with these values.
 
@@ -139,20 +151,21 @@ class StudyResult:
         }
 
     def figures(self) -> dict[str, bytes]:
-        """File name -> PNG.
+        """File name -> content: of each figure a PNG and an SVG.
 
         Raises:
             PictureSkipped: matplotlib is not installed.
         """
         pictures = {}
         for name, figure in () if self.draw is None or not self.rows else self.draw(self):
-            stream = io.BytesIO()
-            write_png(figure, stream)
-            pictures[f"{name}.png"] = stream.getvalue()
+            for ending, write in (("png", write_png), ("svg", write_svg)):
+                stream = io.BytesIO()
+                write(figure, stream)
+                pictures[f"{name}.{ending}"] = stream.getvalue()
         return pictures
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes study.json, rows.csv, summary.csv and the figures, each whole or not at all.
+        """Writes study.json, rows.csv, summary.csv, the figures and report.html, each whole or not at all.
 
         Returns:
             The files; without figures where matplotlib is not installed.
@@ -172,15 +185,18 @@ class StudyResult:
         for name, content in pictures.items():
             write_bytes(folder / name, content)
             files.append(folder / name)
+        if self.rows:
+            shown = {name: picture for name, picture in pictures.items() if name.endswith(".png")}
+            write_text(folder / REPORT, render(self, shown))
+            files.append(folder / REPORT)
         return files
 
     def write_record(self, folder: Path) -> None:
         """study.json alone."""
         write_json(folder / RECORD, self.to_dict())
 
-    def __str__(self) -> str:
-        if not self.rows:
-            return f"{self.name}: no rows yet"
+    def table(self) -> list[list[str]]:
+        """The summary as text: heads, then a setting a row, of several runs with its deviation."""
         several = any(row["runs"] > 1 for row in self.summary)
         table = [[*self.others, *(("runs",) if several else ()), *self.measures]]
         for row in self.summary:
@@ -189,18 +205,23 @@ class StudyResult:
             for measure in self.measures:
                 cells.append(_mean(row[f"{measure}_mean"], row[f"{measure}_std"]))
             table.append(cells)
+        return table
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"{self.name}: no rows yet"
+        table = self.table()
         # Whichever way it is narrower: a setting a line, or a measure a line.
         upright, turned = aligned(table), aligned(list(zip(*table, strict=True)))
         lines = min(upright, turned, key=lambda lines: max(map(len, lines)))
-        if several:
+        if any(row["runs"] > 1 for row in self.summary):
             lines += ["", "mean ± sample standard deviation over the seeds"]
         if self.notes:
             lines += ["", *self.notes]
         if self.expectations:
             lines += ["", "expected, and what came:"]
         for expectation in self.expectations:
-            word = {True: "held", False: "FAILED", None: "not measured"}[expectation.held]
-            lines.append(f"  {word}: {expectation.text} ({expectation.found})")
+            lines.append(f"  {WORDS[expectation.held]}: {expectation.text} ({expectation.found})")
         if self.path is not None:
             lines += [
                 "",

@@ -7,8 +7,8 @@ from typing import Any
 
 from advfast.evaluation.canvas import new_figure
 
-from .dots import COLOURS
 from .result import Row, StudyResult
+from .style import colour as colour_of
 
 _CURVES = {
     "effective_rank": "effective rank",
@@ -41,7 +41,7 @@ def _curves(result: StudyResult) -> Any:
     for axes_row, kind in zip(grid, _KINDS, strict=True):
         for axes, (name, head) in zip(axes_row, _CURVES.items(), strict=True):
             for number, method in enumerate(_methods(result)):
-                colour = COLOURS[number % len(COLOURS)]
+                colour = colour_of(number)
                 for seed in dict.fromkeys(row["seed"] for row in result.rows):
                     line = result.select(method=method, seed=seed)
                     _line(axes, line, f"{kind}_{name}", color=colour, alpha=0.3, linewidth=0.8)
@@ -79,7 +79,7 @@ def _polar(result: StudyResult) -> Any:
             ]  # fmt: skip
             angles = [row[f"{kind}_angle_mean"] for row in means]
             radii = [row[f"{kind}_radius_mean"] for row in means]
-            axes.plot(angles, radii, ".-", color=COLOURS[number % len(COLOURS)], label=method)
+            axes.plot(angles, radii, ".-", color=colour_of(number), label=method)
             largest = max([largest, *angles])
         axes.set_thetamin(0)
         axes.set_thetamax(min(180.0, 1.15 * 57.3 * largest))

@@ -50,6 +50,7 @@ def check(a: SimpleNamespace) -> None:
         label_smoothing=a.label_smoothing,
         clip_grad=a.clip_grad,
         save_every=a.save_every,
+        keep_every=a.keep_every,
         threads=a.threads,
         micro_batch=a.micro_batch,
     )
@@ -286,6 +287,7 @@ def make_run(
         validate=validate,
         environment=environment,
         save_every=a.save_every,
+        keep_every=a.keep_every,
     )
     if saved is not None:
         run.restore(saved)

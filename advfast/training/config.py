@@ -12,7 +12,15 @@ from advfast.files import write_text
 
 _FROM_PYTHON = " from Python>"
 
-NOT_COMPARED = ("recipe", "threads", "data_root", "save_every", "tensorboard", "profile")
+NOT_COMPARED = (
+    "recipe",
+    "threads",
+    "data_root",
+    "save_every",
+    "keep_every",
+    "tensorboard",
+    "profile",
+)
 """Arguments that may change when a run is resumed: they change nothing that is learnt (threads: only rounding)."""
 
 

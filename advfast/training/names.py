@@ -8,8 +8,16 @@ CONFIG, RESULTS = "config.yaml", "results.json"
 HISTORY_CSV, HISTORY_JSON = "history.csv", "history.json"
 AE_PREDICTIONS = "ae_predictions.csv"
 BEST, LAST = "best.pt", "last.pt"
+KEPT = "checkpoints"
+"""Folder of the checkpoints of `keep_every`."""
+
 PICTURE, CURVES = "adversarial.png", "curves.png"
 _ALL = (CONFIG, RESULTS, HISTORY_CSV, HISTORY_JSON, AE_PREDICTIONS, BEST, LAST, PICTURE, CURVES)
+
+
+def kept(folder: Path, epoch: int) -> Path:
+    """The checkpoint of `keep_every` after so many epochs."""
+    return folder / KEPT / f"epoch-{epoch:04d}.pt"
 
 
 def run_folder(out: str | Path | None, name: str, *, overwrite: bool, resume: bool | str) -> Path:
@@ -43,6 +51,8 @@ def run_folder(out: str | Path | None, name: str, *, overwrite: bool, resume: bo
     if not resume:
         for file in found:
             # Else a run that stops early would leave files of two runs side by side.
+            file.unlink()
+        for file in (folder / KEPT).glob("epoch-*.pt"):
             file.unlink()
     return folder
 

@@ -30,6 +30,7 @@ class Run:
         method: whose state is saved, and by whose images the best epoch is chosen.
         validate: () -> (clean, robust) accuracy on the held-out split.
         save_every: steps between two savings inside an epoch; None saves after epochs alone.
+        keep_every: epochs after which a checkpoint stays; None keeps none.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Run:
         validate: Callable[[], tuple[float, float]],
         environment: dict[str, Any],
         save_every: int | None,
+        keep_every: int | None = None,
     ) -> None:
         self.loop = loop
         self.state: TrainState = loop.state
@@ -49,7 +51,7 @@ class Run:
         self.validate = validate
         self.environment = environment
         self.ranks = loop.ranks
-        self.save_every = save_every
+        self.save_every, self.keep_every = save_every, keep_every
         self.best: dict[str, float] = {}
         self.best_state: dict[str, Tensor] = {}
         self.last_state: dict[str, Tensor] = {}
@@ -80,6 +82,8 @@ class Run:
             self.callbacks.call("on_train_begin", self.state)
             self.state.prefix.begin()
             self.loop.agree()
+            if not self.state.history and not self.loop.step:
+                self.keep(0)
             if self.state.stop and self.state.history and not self.loop.step:
                 # Killed between the end of an epoch and the saving of what a callback made of it.
                 self.finished = True
@@ -104,6 +108,8 @@ class Run:
             self.best = row
         if not self.finished:
             state.prefix.after_epoch(state.epoch, lambda: self.seconds)
+        # Before last.pt: a kill between the two repeats the epoch, and with it this.
+        self.keep(state.epoch, last=self.finished)
         self.loop.next_epoch()
         self.save()
         if self.best is row:
@@ -115,6 +121,7 @@ class Run:
         asked = self.loop.agree()
         if state.stop and not self.finished:
             self.finished = True
+            self.keep(state.epoch, last=True)
             self.save()
         if not self.finished:
             self.loop.interrupt.check(asked)
@@ -162,6 +169,22 @@ class Run:
                 run=run,
             )
         )
+
+    def keep(self, epoch: int, last: bool = False) -> None:
+        """The weights that count, in a file of their own, where it is the turn of this epoch."""
+        if self.keep_every is None or not (last or epoch % self.keep_every == 0):
+            return
+        with evaluating(self.model, self.modifiers):
+            state = checkpoint.state_of(self.model)
+
+        def write() -> None:
+            path = names.kept(self.folder, epoch)
+            path.parent.mkdir(exist_ok=True)
+            checkpoint.save(
+                path, self.model, state, epoch=epoch, metrics=self.state.row, config=self.state.config
+            )  # fmt: skip
+
+        self.ranks.alone(write)
 
     def save_best(self) -> None:
         """best.pt: the weights alone."""

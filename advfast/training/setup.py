@@ -274,6 +274,7 @@ def check_numbers(
     label_smoothing: float,
     clip_grad: float | None,
     save_every: int | None,
+    keep_every: int | None,
     threads: int | None,
     micro_batch: int | None,
 ) -> None:
@@ -285,6 +286,7 @@ def check_numbers(
         "epochs": (epochs, 1),
         "batch_size": (batch_size, 1),
         "save_every": (1 if save_every is None else save_every, 1),
+        "keep_every": (1 if keep_every is None else keep_every, 1),
         "micro_batch": (1 if micro_batch is None else micro_batch, 1),
         "threads": (1 if threads is None else threads, 1),
     }

@@ -95,6 +95,7 @@ def train(
     overwrite: bool = False,
     resume: bool | str = False,
     save_every: int | None = None,
+    keep_every: int | None = None,
     tensorboard: bool = False,
     profile: bool = False,
     progress: bool = True,
@@ -194,6 +195,9 @@ def train(
             for jobs that are started again after an interruption: it needs no `out`, and takes
             runs/<data>-<method>-seed<seed> itself.
         save_every: steps after which last.pt is also saved, besides after every epoch.
+        keep_every: epochs after which a checkpoint stays, in <out>/checkpoints/epoch-0010.pt and so on: the weights
+            before training, after each so many epochs, and after the last one. What the studies of `advfast.studies`
+            that follow a run look at.
         tensorboard: write event files to <out>/tensorboard.
         profile: write a trace of a few steps, and what took their time, to <out>/profile.
         progress: show progress on standard error.

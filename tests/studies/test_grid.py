@@ -53,7 +53,8 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
     assert measure.calls == [(0.2, 1)]
     assert result.rows == study(Measure()).rows
     assert load_study(tmp_path).rows == result.rows
-    assert {path.name for path in tmp_path.iterdir()} == {"study.json", "rows.csv", "summary.csv"}
+    files = {"study.json", "rows.csv", "summary.csv", "report.html"}
+    assert {path.name for path in tmp_path.iterdir()} == files
 
 
 def test_cells_may_be_added_in_front_and_a_kill_then_loses_none(tmp_path):
