@@ -15,9 +15,11 @@ from .commands.study import study
 
 # These register themselves on `study`.
 from .commands.study_bn_estimators import bn_estimators as _bn_estimators  # noqa: F401
+from .commands.study_index import index as _index  # noqa: F401
 from .commands.study_noise_scale import noise_scale as _noise_scale  # noqa: F401
 from .commands.study_ntk_trace import ntk_trace as _ntk_trace  # noqa: F401
 from .commands.train import train
+from .invocation import asking, command
 
 app = typer.Typer(
     name="advfast",
@@ -41,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(words, prog_name="advfast", standalone_mode=False) or 0
+        with asking(command(words)):
+            code = app(words, prog_name="advfast", standalone_mode=False) or 0
     except typer.Exit as end:
         code = end.exit_code
     except (KeyboardInterrupt, typer.Abort):

@@ -60,6 +60,22 @@ Model = Annotated[
 Seeds = Annotated[str, typer.Option(help="Of the runs, such as 0,1,2.")]
 
 
+def _check_parquet(wanted: bool) -> bool:
+    if wanted:
+        from advfast.studies.result import check_parquet
+
+        check_parquet()  # before any work
+    return wanted
+
+
+Parquet = Annotated[
+    bool,
+    typer.Option(
+        "--parquet", callback=_check_parquet, help="rows.parquet besides; needs pandas and pyarrow."
+    ),
+]
+
+
 def folder(name: str, out: Path | None) -> Path:
     return Path("studies") / name if out is None else out
 
@@ -96,5 +112,10 @@ def numbers(name: str, text: str, kind: type = int) -> list:
     return found
 
 
-def show(result: StudyResult) -> None:
+def show(result: StudyResult, *, parquet: bool = False) -> None:
+    """Prints it; nothing where there was only its cost to say (`--dry-run`)."""
+    if not result.rows:
+        return
+    if parquet and result.path is not None:
+        result.write_parquet(result.path)
     print(result)

@@ -12,11 +12,13 @@ class About:
         title: a line.
         source: the paper.
         question: what is asked, in a sentence or two.
+        figure: name of the one that shows the signature; "" or one that is not there: the first by name.
     """
 
     title: str
     source: str
     question: str
+    figure: str = ""
 
 
 ABOUT: dict[str, About] = {
@@ -25,18 +27,21 @@ ABOUT: dict[str, About] = {
         "Rethinking Adversarial Training with Neural Tangent Kernel, arXiv 2312.02236",
         "What do running statistics, statistics of the batch and normalised inputs, in training, in the attack and in "
         "the kernel, change of accuracy and of the neural tangent kernel?",
+        "measures",
     ),
     "noise-scale": About(
         "Learning rate / batch size and the robust gap",
         "DEAT: positive-negative momentum in adversarial training",
         "Does more gradient noise, a larger learning rate over batch size, make the gap between robust training and "
         "test accuracy smaller?",
+        "noise_scale",
     ),
     "ntk-trace": About(
         "The neural tangent kernel along training",
         "Rethinking Adversarial Training with Neural Tangent Kernel, arXiv 2312.02236; Tsilivis & Kempe (NeurIPS 2022)",
         "How do the kernels of clean and of attacked images turn during standard and adversarial training, and when do "
         "they settle?",
+        "trace",
     ),
     "criticality": About(
         "Which layers a network needs",

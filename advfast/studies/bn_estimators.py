@@ -159,7 +159,7 @@ def bn_estimators(
         }
 
     return run_grid(
-        "bn-estimators", cells, measure, settings=settings, notes=_notes, draw=_draw, out=out, resume=resume,
+        "bn-estimators", cells, measure, settings=settings, notes=_notes, draw=draw, out=out, resume=resume,
         overwrite=overwrite, progress=progress,
         expect=bn_expectations.of_digits if data == "digits" and model is None else bn_expectations.of_any,
     )  # fmt: skip
@@ -227,7 +227,7 @@ def _notes(result: StudyResult) -> list[str]:
     ]
 
 
-def _draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
+def draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
     title = "what batch normalisation's estimators do, {method} on {data}".format(**result.settings)
     yield "measures", dot_plot(result, _SHOWN, title, "statistics")
     before = {f"init_{name}": head for name, head in _SHOWN.items()}

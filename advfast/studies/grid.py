@@ -11,6 +11,7 @@ from typing import Any
 
 from advfast.evaluation.words import duration, versions
 from advfast.files import clean_temporaries
+from advfast.invocation import asked
 
 from .result import RECORD, Draw, Expectation, Row, StudyResult, load_study
 
@@ -64,7 +65,9 @@ def run_grid(
         print(f"{name}: {len(cells) - left} of {len(cells)} runs are there", file=sys.stderr)
     began, done = time.monotonic(), 0
     rows: list[Row] = []
-    result = StudyResult(name, settings | {"versions": versions()}, varied, (), rows, draw=draw)
+    result = StudyResult(
+        name, settings | {"versions": versions()}, varied, (), rows, draw=draw, reproduce=asked()
+    )
     for number, cell in enumerate(cells, 1):
         row = found.pop(_key(cell, varied), None)
         if row is not None:

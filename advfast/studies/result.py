@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import math
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from advfast.evaluation.canvas import write_png, write_svg
 from advfast.evaluation.picture import PictureSkipped
-from advfast.files import write_bytes, write_csv, write_json, write_text
+from advfast.files import write_atomic, write_bytes, write_csv, write_json, write_text
 
+from .about import ABOUT
 from .report import WORDS, render
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT = "advfast-study-1"
 RECORD, ROWS, SUMMARY, REPORT = "study.json", "rows.csv", "summary.csv", "report.html"
+PARQUET = "rows.parquet"
 SEED = "seed"
 
 Row = dict[str, Any]
@@ -58,6 +61,7 @@ class StudyResult:
         notes: what else is to be said of the rows, a line each.
         draw: what draws its figures.
         path: the folder it was written to, if it was.
+        reproduce: the command line, or the Python call, that made it.
     """
 
     name: str
@@ -69,6 +73,7 @@ class StudyResult:
     draw: Draw | None = None
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
+    reproduce: str = ""
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -141,6 +146,7 @@ class StudyResult:
         return {
             "format": FORMAT,
             "study": self.name,
+            "reproduce": self.reproduce,
             "settings": self.settings,
             "varied": list(self.varied),
             "measures": list(self.measures),
@@ -164,12 +170,20 @@ class StudyResult:
                 pictures[f"{name}.{ending}"] = stream.getvalue()
         return pictures
 
-    def save(self, folder: str | Path) -> list[Path]:
+    def save(self, folder: str | Path, *, parquet: bool = False) -> list[Path]:
         """Writes study.json, rows.csv, summary.csv, the figures and report.html, each whole or not at all.
+
+        Args:
+            parquet: rows.parquet besides, with the columns of `frame`.
 
         Returns:
             The files; without figures where matplotlib is not installed.
+
+        Raises:
+            ImportError: parquet without pandas and pyarrow, before anything is written.
         """
+        if parquet:
+            check_parquet()
         folder = self.path = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.write_record(folder)
@@ -178,6 +192,8 @@ class StudyResult:
             if rows:
                 write_csv(folder / name, rows)
                 files.append(folder / name)
+        if parquet:
+            files.append(self.write_parquet(folder))
         try:
             pictures = self.figures()
         except PictureSkipped:
@@ -190,6 +206,17 @@ class StudyResult:
             write_text(folder / REPORT, render(self, shown))
             files.append(folder / REPORT)
         return files
+
+    def write_parquet(self, folder: str | Path) -> Path:
+        """rows.parquet alone.
+
+        Raises:
+            ImportError: pandas or pyarrow is not installed.
+        """
+        check_parquet()
+        file = Path(folder) / PARQUET
+        write_atomic(file, lambda stream: self.frame().to_parquet(stream, index=False))
+        return file
 
     def write_record(self, folder: Path) -> None:
         """study.json alone."""
@@ -230,11 +257,24 @@ class StudyResult:
         return "\n".join(lines)
 
 
+def check_parquet() -> None:
+    """
+    Raises:
+        ImportError: pandas or pyarrow is not installed.
+    """
+    for module in ("pandas", "pyarrow"):
+        if importlib.util.find_spec(module) is None:
+            raise ImportError(
+                f"{PARQUET} needs pandas and pyarrow, and {module} is not installed: pip install pandas pyarrow; "
+                f"{ROWS} holds the same"
+            )
+
+
 def load_study(path: str | Path, draw: Draw | None = None) -> StudyResult:
     """A study from its folder or its study.json.
 
     Args:
-        draw: what draws its figures anew; without it the result has none.
+        draw: what draws its figures anew; None: that of the study of this name, if advfast has one.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -255,10 +295,23 @@ def load_study(path: str | Path, draw: Draw | None = None) -> StudyResult:
         tuple(content["measures"]),
         content["rows"],
         [Expectation(**found) for found in content["expectations"]],
-        draw,
+        draw_of(content["study"]) if draw is None else draw,
         path.parent,
         content["notes"],
+        content.get("reproduce", ""),
     )
+
+
+def draw_of(name: str) -> Draw | None:
+    """What draws a study of advfast: `draw` of its module; None for a study that is not of advfast."""
+    if name not in ABOUT:
+        return None
+
+    def draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
+        module = importlib.import_module(f".{name.replace('-', '_')}", __package__)
+        yield from module.draw(result)
+
+    return draw
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
