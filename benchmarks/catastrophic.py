@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import multiprocessing
 import os
 import sys
@@ -47,15 +46,15 @@ from torch import Tensor, nn
 
 import advfast
 from advfast.attacks import FGSM, PGDAttack
-from advfast.models.normalise import Normalised
+from advfast.data import inject
+from advfast.studies.networks import conv_net
+from advfast.studies.room import Room
 from advfast.training import CatastrophicOverfitting
 
 EPS, EPOCHS, BATCH, LR = 0.25, 60, 64, 0.1
 GREATEST_BETA = 0.20
-MARGIN = GREATEST_BETA + 3 * EPS
-SCALE = 1 / (1 + 2 * MARGIN)
-COSINES = ((0, 1), (1, 0), (1, 1), (2, 1), (1, 2))
-"""(row, column) frequency of the carriers of classes 0 to 4."""
+ROOM = Room(GREATEST_BETA + 3 * EPS)
+SCALE = ROOM.scale
 OUT = ROOT / "benchmarks/results/catastrophic_cpu.csv"
 
 
@@ -108,16 +107,6 @@ def cases(seeds: list[int], epochs: int) -> list[Case]:
     ]
 
 
-def carriers() -> Tensor:
-    """V, [10, 1, 8, 8] of -1 and 1."""
-    place = (2 * torch.arange(8, dtype=torch.float64) + 1) * math.pi / 16
-    waves = [torch.outer((r * place).cos(), (c * place).cos()) for r, c in COSINES]
-    half = torch.stack(waves).sign()[:, None]
-    if not half.abs().eq(1).all():
-        raise ArithmeticError("a carrier has a zero")
-    return torch.cat((half, -half)).float()
-
-
 def images(beta: float) -> dict[str, tuple[Tensor, Tensor]]:
     """The three parts, scaled into the box."""
     splits = advfast.data.load("digits")
@@ -125,22 +114,14 @@ def images(beta: float) -> dict[str, tuple[Tensor, Tensor]]:
     x, y = (torch.cat([part.batch(torch.arange(len(part)))[i] for part in parts]) for i in (0, 1))
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     x, y = x[order], y[order]
-    x = SCALE * (x + beta * carriers()[y] + MARGIN)
+    x = ROOM.put(inject((x, y), beta)[0])
     names, ends = ("train", "val", "test"), (0, 900, 997, 1797)
     return {n: (x[a:b], y[a:b]) for n, a, b in zip(names, ends, ends[1:], strict=False)}
 
 
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    channels = 1
-    for width, stride in ((32, 1), (32, 1), (64, 2), (64, 1)):
-        layers += [
-            nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        ]  # fmt: skip
-        channels = width
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, 10))
-    return Normalised(net, [SCALE * MARGIN], [SCALE])
+    return ROOM.network(conv_net((1, 8, 8), 10, (32, 32, 64, 64), (1, 1, 2, 1)), 1)
 
 
 def measure(case: Case, jobs: int) -> Row:

@@ -5,6 +5,8 @@ from .folders import FolderSource as FolderSource
 from .folders import image_folder as image_folder
 from .foreign import ForeignLoader as ForeignLoader
 from .idx import read_idx as read_idx
+from .injected import carriers as carriers
+from .injected import inject as inject
 from .loader import Loader as Loader
 from .loader import Plan as Plan
 from .loader import count as count

@@ -3,6 +3,8 @@
 from .cosine import CosineLinear as CosineLinear
 from .cosine import cosine_head as cosine_head
 from .cosine import use_cosine_head as use_cosine_head
+from .low_pass import LowPass as LowPass
+from .low_pass import filters_off as filters_off
 from .norm import NORM_LAYERS as NORM_LAYERS
 from .norm import DualBatchNorm as DualBatchNorm
 from .norm import branch as branch
