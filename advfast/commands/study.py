@@ -34,6 +34,7 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the study in that folder, if there is one.")
 ]
 _BY_DATA = "[default: by data set]"
+BY_PRESET = "[default: by preset]"
 Eps = Annotated[
     float | None,
     typer.Option(parser=number, metavar="NUMBER", help=f"Radius, pixels 0 to 1. {_BY_DATA}"),

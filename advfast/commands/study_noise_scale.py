@@ -8,33 +8,44 @@ import typer
 
 from .options import Config, DataRoot, Debug, Quiet, Threads
 from .study import (
+    BY_PRESET,
+    DryRun,
     Eps,
     Out,
     Overwrite,
+    Parquet,
+    Preset,
     Resume,
-    Seeds,
     Steps,
     folder,
     numbers,
     show,
     study,
     use_threads,
+    with_preset,
 )
 
 
 @study.command(name="noise-scale")
 def noise_scale(
     data: Annotated[
-        str, typer.Option(help="digits, fashion-mnist, a file or a folder with a test set.")
-    ] = "digits",
-    lrs: Annotated[str, typer.Option(help="Highest learning rates.")] = "0.05,0.1,0.2,0.4",
-    batch_sizes: Annotated[str, typer.Option(help="Images a step.")] = "32,128",
-    seeds: Seeds = "0,1,2",
-    epochs: Annotated[int, typer.Option(help="Of every run.")] = 40,
-    samples: Annotated[int, typer.Option(help="Training images; 0 for all.")] = 500,
+        str | None,
+        typer.Option(
+            help=f"digits, fashion-mnist, a file or a folder with a test set. {BY_PRESET}"
+        ),
+    ] = None,
+    preset: Preset = "small",
+    lrs: Annotated[str | None, typer.Option(help=f"Highest learning rates. {BY_PRESET}")] = None,
+    batch_sizes: Annotated[str | None, typer.Option(help=f"Images a step. {BY_PRESET}")] = None,
+    seeds: Annotated[str | None, typer.Option(help=f"Of the runs. {BY_PRESET}")] = None,
+    epochs: Annotated[int | None, typer.Option(help=f"Of every run. {BY_PRESET}")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help=f"Training images; 0 for all. {BY_PRESET}")
+    ] = None,
     limit: Annotated[
-        int, typer.Option(help="Images of either part to measure accuracy on; 0 for all.")
-    ] = 1000,
+        int | None,
+        typer.Option(help=f"Images of either part to measure accuracy on; 0 for all. {BY_PRESET}"),
+    ] = None,
     optimizer: Annotated[
         str, typer.Option(help="sgd, adamw, pnm or adapnm. The rates are given for it.")
     ] = "sgd",
@@ -49,6 +60,8 @@ def noise_scale(
     steps: Steps = None,
     data_root: DataRoot = None,
     threads: Threads = None,
+    dry_run: DryRun = False,
+    parquet: Parquet = False,
     out: Out = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -56,31 +69,28 @@ def noise_scale(
     config: Config = None,
     debug: Debug = False,
 ) -> None:
-    """Robust generalisation against learning rate / batch size: a run for each pair of them and each seed.
+    """Robust gap against learning rate / batch size.
 
-    The claim of DEAT (Sun et al., KDD 2023): with more noise, that is a higher lr / batch, the robust gap falls, until
-    accuracy does.
+    A run for each pair of them and each seed. The claim of DEAT (Sun et al., KDD 2023): with more noise, that is a
+    higher lr / batch, the robust gap falls, until accuracy does.
     """
     from advfast import studies
 
-    use_threads(threads, data)
-    given = {"model": model, "eps": eps, "steps": steps, "data_root": data_root}
+    given = {
+        "data": data, "lrs": None if lrs is None else numbers("lrs", lrs, float),
+        "batch_sizes": None if batch_sizes is None else numbers("batch-sizes", batch_sizes),
+        "seeds": None if seeds is None else numbers("seeds", seeds), "epochs": epochs,
+        "model": model, "eps": eps, "steps": steps, "data_root": data_root,
+    }  # fmt: skip
+    arguments = with_preset("noise-scale", preset, given)
+    for name, value in (("samples", samples), ("limit", limit)):
+        if value is not None:
+            arguments[name] = value or None
+    use_threads(threads, arguments["data"])
     show(
         studies.noise_scale(
-            data,
-            lrs=numbers("lrs", lrs, float),
-            batch_sizes=numbers("batch-sizes", batch_sizes),
-            seeds=numbers("seeds", seeds),
-            epochs=epochs,
-            samples=samples or None,
-            limit=limit or None,
-            optimizer=optimizer,
-            schedule=schedule,
-            method=method,
-            out=folder("noise-scale", out),
-            resume=resume,
-            overwrite=overwrite,
-            progress=not quiet,
-            **{name: value for name, value in given.items() if value is not None},
-        )
-    )
+            **arguments, optimizer=optimizer, schedule=schedule, method=method, out=folder("noise-scale", out),
+            resume=resume, overwrite=overwrite, dry_run=dry_run, progress=not quiet,
+        ),
+        parquet=parquet,
+    )  # fmt: skip

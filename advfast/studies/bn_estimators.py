@@ -21,11 +21,13 @@ from advfast import models
 from advfast.data import Splits, fingerprint, load
 from advfast.data.splits import as_splits
 from advfast.evaluation import evaluate
+from advfast.invocation import recorded
 from advfast.ntk import metrics, ntk, summary
 from advfast.training import checkpoint, methods, train
 from advfast.training.config import plain
 
 from . import bn_expectations
+from .cost import PGD_20, announce, estimate, training_passes
 from .dots import dot_plot
 from .effects import Factor, effects_table, main_effects
 from .grid import run_grid
@@ -53,7 +55,25 @@ _SHOWN = {
     "eval_batch_distance": "distance\nrunning - batch",
 }
 
+AUTOATTACK = 5_000
+"""Passes of an image where about half of them break early; one that never breaks takes about twice as many."""
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {"data": "digits", "seeds": (0, 1, 2), "probe": 100, "limit": 1000},
+    # The paper's schedule; its networks and the size of its probe are not known.
+    "published": {
+        "data": "cifar10",
+        "model": "preact-resnet18",
+        "seeds": (0, 1, 2),
+        "probe": 500,
+        "limit": 1000,
+        "weight_decay": 5e-4,
+        "schedule_options": {"milestones": [100, 150]},
+    },
+}
+
+
+@recorded
 def bn_estimators(
     data: str | Splits | Mapping[str, Any] = "digits",
     model: str | Maker | None = None,
@@ -68,6 +88,7 @@ def bn_estimators(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
     progress: bool = True,
     **training: Any,
 ) -> StudyResult:
@@ -105,6 +126,7 @@ def bn_estimators(
         autoattack: False leaves it out (it is None then): most of the time on digits.
         levels: factor -> levels, to run only a part: {"crafting": ["eval"]}.
         out, resume, overwrite, progress: see `advfast.studies.grid.run_grid`.
+        dry_run: say what it would cost, and return without rows.
         training: arguments of `advfast.train` in place of the defaults: on "digits" eps 0.2, 7 steps, 12 epochs,
             batches of 64, lr 0.1; else those of the command line for these data.
 
@@ -124,6 +146,15 @@ def bn_estimators(
         "limit": limit, "autoattack": autoattack, "test_batch": TEST_BATCH,
         **{name: plain(value) for name, value in arguments.items()},
     }  # fmt: skip
+
+    if progress or dry_run:
+        tested = min(len(subject.test), limit or len(subject.test))
+        net = subject.network(0, normalised=False)
+        each = training_passes(net, len(subject.train), {"method": method, **arguments})
+        each += tested * (2 * PGD_20 + (AUTOATTACK if autoattack else 0))
+        announce("bn-estimators", estimate(net, subject.images, len(cells) * each))
+    if dry_run:
+        return StudyResult("bn-estimators", settings, tuple(cells[0]), (), [])
 
     def measure(input_norm: str, statistics: str, crafting: str, seed: int) -> dict[str, Any]:
         began = time.perf_counter()

@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from advfast.evaluation.words import duration, many
+from advfast.training import methods
 
+EPOCHS = 30
+"""Of `advfast.train`, where none are given."""
+PGD_20 = 1 + 2 * 20
+"""Passes of an image that PGD-20 is tested on, with the clean one."""
 _TIMED = 32
 """Images of the pass that is timed."""
 
@@ -58,6 +65,21 @@ def estimate(model: nn.Module, images: Tensor, passes: float) -> Cost:
             times.append(time.perf_counter() - started)
     each = sorted(times)[1] / len(batch)
     return Cost(passes, counter.get_total_flops() / len(batch), passes * each)
+
+
+def training_passes(model: nn.Module, images: int, arguments: Mapping[str, Any]) -> float:
+    """Passes of a training.
+
+    Args:
+        images: of an epoch.
+        arguments: of `advfast.train`: method, epochs (30 where they are not given), eps, alpha, steps, norm count.
+    """
+    settings = methods.Settings(
+        arguments.get("eps", 8 / 255), arguments.get("alpha"), arguments.get("steps"), arguments.get("norm", "linf"),
+        options=dict(arguments.get("method_options") or {}),
+    )  # fmt: skip
+    method = methods.make(arguments.get("method", "pgd-at"), copy.deepcopy(model), settings)
+    return images * arguments.get("epochs", EPOCHS) * method.passes()
 
 
 def announce(study: str, cost: Cost) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from advfast import training
@@ -16,12 +17,16 @@ from advfast.data import Source, Splits, fingerprint, load, stratified_split
 from advfast.data.splits import as_splits
 from advfast.evaluation import evaluate
 from advfast.evaluation.canvas import new_figure
-from advfast.training import checkpoint, optim
+from advfast.invocation import recorded
+from advfast.training import checkpoint, optim, rng
+from advfast.training import presets as by_data
 from advfast.training.config import plain
-from advfast.training.presets import PRESETS
+from advfast.training.setup import make_model
 
+from .cost import PGD_20, announce, estimate, training_passes
 from .grid import run_grid
 from .result import Expectation, Row, StudyResult
+from .style import colour, marker, plain_axes
 from .subject import known_part
 
 NAME = "noise-scale"
@@ -31,7 +36,32 @@ _PRESET = ("model", "eps", "alpha", "steps", "augment", "threads")
 _HELD_OUT = 100
 """Training images that are set aside: `train` wants some; nothing here is chosen by them."""
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {
+        "data": "digits",
+        "lrs": (0.05, 0.1, 0.2, 0.4),
+        "batch_sizes": (32, 128),
+        "seeds": (0, 1, 2),
+        "epochs": 40,
+        "samples": 500,
+        "limit": 1000,
+    },
+    # Network, epochs and schedule of the released script; which rates and batch sizes were compared is not known.
+    "published": {
+        "data": "cifar10",
+        "lrs": (0.05, 0.1, 0.2, 0.4),
+        "batch_sizes": (64, 128, 256),
+        "seeds": (0, 1, 2),
+        "epochs": 110,
+        "samples": None,
+        "limit": None,
+        "schedule_options": {"milestones": [100, 105]},
+        "weight_decay": 5e-4,
+    },
+}
 
+
+@recorded
 def noise_scale(
     data: str | Splits | Mapping[str, Any] = "digits",
     *,
@@ -46,6 +76,7 @@ def noise_scale(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    dry_run: bool = False,
     progress: bool = True,
     **arguments: Any,
 ) -> StudyResult:
@@ -74,7 +105,8 @@ def noise_scale(
         out: folder for study.json, rows.csv, summary.csv and noise_scale.png; None writes nothing.
         resume: go on with the study in `out`: runs that it has are not made again.
         overwrite: replace a study in `out`.
-        progress: say on standard error what is done.
+        dry_run: say what it would cost, and return without rows.
+        progress: say on standard error what it will cost, and what is done.
         **arguments: of `advfast.train`, such as method, model, eps, steps, weight_decay; those that the command line
             takes by data set (model, eps, steps and others) are taken here too.
 
@@ -89,7 +121,7 @@ def noise_scale(
         for seed in _numbers("seeds", seeds, int)
     ]
     own = {"epochs": epochs, "optimizer": optimizer, "schedule": schedule}
-    by_name = PRESETS.get(data, {}) if isinstance(data, str) else {}
+    by_name = by_data.PRESETS.get(data, {}) if isinstance(data, str) else {}
     preset = {k: v for k, v in by_name.items() if k in _PRESET}
     every = own | preset | arguments
     for name in ("val", "test", "callbacks", "out", "lr", "batch_size", "seed"):
@@ -116,6 +148,10 @@ def noise_scale(
     settings = {
         "data": splits.name, "fingerprint": fingerprint(train), "samples": samples, "limit": limit, **every,
     }  # fmt: skip
+    if progress or dry_run:
+        _say_cost(train.subset(kept), test, limit, len(cells), every)
+    if dry_run:
+        return StudyResult(NAME, {}, tuple(cells[0]), (), [])
     return run_grid(
         NAME,
         cells,
@@ -129,6 +165,18 @@ def noise_scale(
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def _say_cost(
+    train: Source, test: Source, limit: int | None, runs: int, arguments: Mapping[str, Any]
+) -> None:
+    images, _ = train.batch(torch.arange(min(32, len(train))))
+    with rng.seeded(0):
+        net = make_model(arguments.get("model", "small-cnn"), train)
+    images = images.to(next(net.parameters()).device)
+    tested = sum(min(len(part), limit or len(part)) for part in (train, test))
+    each = training_passes(net, len(train), arguments) + tested * PGD_20
+    announce(NAME, estimate(net, images, runs * each))
 
 
 def _numbers(name: str, values: Sequence[Any], kind: type) -> list[Any]:
@@ -268,7 +316,7 @@ def _ratio_alone(learnt: list[Row]) -> Expectation:
 
 def draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
     """Gap and accuracy against lr / batch, a line a batch size, bars of the sample deviation over the seeds."""
-    figure = new_figure(9.6, 3.7)
+    figure = new_figure(7.2, 3.2)
     from matplotlib.ticker import LogLocator
 
     panels = figure.subplots(1, 2, sharex=True)
@@ -277,7 +325,7 @@ def draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
     parts = (("robust_gap", "robust gap (training - test), points"),
              ("test_robust", "robust test accuracy (PGD-20), %"))  # fmt: skip
     for axes, (measure, label) in zip(panels, parts, strict=True):
-        for size in sizes:
+        for number, size in enumerate(sizes):
             rows = [
                 row
                 for row in result.summary
@@ -288,20 +336,21 @@ def draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
                 [row["lr_over_batch_mean"] for row in rows],
                 [100 * row[f"{measure}_mean"] for row in rows],
                 yerr=[100 * (row[f"{measure}_std"] or 0.0) for row in rows],
-                marker="o", markersize=4, capsize=3, label=f"batch size {size}",
+                color=colour(number), marker=marker(number), markersize=4, capsize=3, label=f"batch size {size}",
             )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
-        axes.set_xlabel("learning rate / batch size")
-        axes.set_ylabel(label)
+        axes.set_xlabel("learning rate / batch size", fontsize=8)
+        axes.set_ylabel(label, fontsize=8)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+        plain_axes(axes)
+    panels[0].legend(fontsize=8, frameon=False)
     settings = result.settings
     figure.suptitle(
         f"{settings['data']}: {settings['optimizer']}, {settings['epochs']} epochs; mean and standard deviation, seeds "
         + ", ".join(str(seed) for seed in seeds),
-        fontsize=10,
+        fontsize=9,
     )
     yield "noise_scale", figure

@@ -178,7 +178,8 @@ def test_measures_against_a_plain_computation(study):
 
 def test_files_notes_and_resumption(study):
     files = {path.name for path in study.path.iterdir()}
-    assert files == {"study.json", "rows.csv", "summary.csv", "measures.png", "initial.png"}
+    pictures = {f"{name}.{kind}" for name in ("measures", "initial") for kind in ("png", "svg")}
+    assert files == {"study.json", "rows.csv", "summary.csv", "report.html", *pictures}
     text = str(study)
     assert "input_norm: off -> on" in text and "coincide in pairs" in text
     assert load_study(study.path).notes == study.notes
@@ -205,7 +206,7 @@ def test_the_accuracies_are_those_of_evaluate(monkeypatch):
             report.results["autoattack"] = report["clean"]
         return report
 
-    monkeypatch.setitem(bn_estimators.__globals__, "evaluate", evaluate)
+    monkeypatch.setitem(bn_estimators.__wrapped__.__globals__, "evaluate", evaluate)
     result = bn_estimators(
         parts(), seeds=[1], probe=10, limit=30, progress=False,
         levels={"input_norm": ["on"], "statistics": ["batch"], "crafting": ["train"]}, **SHORT,
@@ -227,7 +228,7 @@ def test_the_accuracies_are_those_of_evaluate(monkeypatch):
 
 
 def test_what_makes_no_sense_is_refused_before_any_run(monkeypatch):
-    monkeypatch.setitem(bn_estimators.__globals__, "train", None)
+    monkeypatch.setitem(bn_estimators.__wrapped__.__globals__, "train", None)
     for arguments, message in (
         ({"model": "small-cnn"}, "small-cnn has no batch normalisation"),
         ({"model": lambda: nn.Flatten()}, "has no batch normalisation"),
