@@ -1,6 +1,7 @@
 """Published studies, each a function that returns a `StudyResult`: ``advfast.studies.<study>(...)``."""
 
 from .bn_estimators import bn_estimators as bn_estimators
+from .co_features import co_features as co_features
 from .index import index as index
 from .noise_scale import noise_scale as noise_scale
 from .ntk_trace import ntk_trace as ntk_trace

@@ -15,14 +15,16 @@ def preset(study: str, name: str) -> dict[str, Any]:
 
     Args:
         study: as on the command line.
-        name: "small" or "published".
+        name: "small" or "published", or one more that the study has.
 
     Raises:
         ValueError: no such preset.
     """
-    if name not in NAMES:
+    presets: dict[str, dict[str, Any]] = import_module(
+        f".{study.replace('-', '_')}", __package__
+    ).PRESETS
+    if name not in presets:
         raise ValueError(
-            f"preset must be one of {', '.join(NAMES)}, got {name!r}{nearest(name, NAMES)}"
+            f"preset must be one of {', '.join(presets)}, got {name!r}{nearest(name, list(presets))}"
         )
-    module = import_module(f".{study.replace('-', '_')}", __package__)
-    return dict(module.PRESETS[name])
+    return dict(presets[name])
