@@ -95,6 +95,23 @@ def run_grid(
     return result
 
 
+def check_out(out: str | Path | None, *, resume: bool, overwrite: bool) -> None:
+    """What `run_grid` says of its folder, for studies with work to do before it.
+
+    Raises:
+        FileExistsError, ValueError: as `run_grid`, but for other settings.
+    """
+    if resume and (out is None or overwrite):
+        raise ValueError(
+            "resume needs `out`, the folder of the study to go on with, and no overwrite"
+        )
+    if out is not None and (Path(out) / RECORD).exists() and not (resume or overwrite):
+        raise FileExistsError(
+            f"{out} already holds a study; go on with it (resume=True, --resume), replace it (overwrite=True, "
+            "--overwrite) or choose another folder"
+        )
+
+
 def _key(row: Mapping[str, Any], varied: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in varied)
 
@@ -103,21 +120,11 @@ def _known(
     name: str, out: str | Path | None, settings: dict[str, Any], *, resume: bool, overwrite: bool
 ) -> list[Row]:
     """The rows of the study to go on with."""
-    if resume and (out is None or overwrite):
-        raise ValueError(
-            "resume needs `out`, the folder of the study to go on with, and no overwrite"
-        )
-    if out is None:
+    check_out(out, resume=resume, overwrite=overwrite)
+    if out is None or overwrite:
         return []
     record = Path(out) / RECORD
     if not record.exists():
-        return []
-    if not (resume or overwrite):
-        raise FileExistsError(
-            f"{out} already holds a study; go on with it (resume=True, --resume), replace it (overwrite=True, "
-            "--overwrite) or choose another folder"
-        )
-    if overwrite:
         return []
     clean_temporaries(out)
     before = load_study(record)

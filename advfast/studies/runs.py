@@ -15,8 +15,10 @@ from torch import nn
 from advfast.data import Splits, load
 from advfast.data.splits import as_splits
 from advfast.kernels.pgd.api import nearest
-from advfast.training import checkpoint, names, rng, train
+from advfast.models import make as make_model
+from advfast.training import checkpoint, names, rng
 from advfast.training.recipes import RECIPES
+from advfast.training.train import train
 from advfast.userfile import is_user_object, load_object
 
 Source = str | Path | nn.Module | Mapping[str, Any]
@@ -24,6 +26,7 @@ Source = str | Path | nn.Module | Mapping[str, Any]
 --config` reads it, or the arguments of `advfast.train` as a mapping, whose "model" may be a function that makes one."""
 
 Maker = Callable[[], nn.Module]
+_PUT_IN = ("norm_layers", "cosine_head")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,19 @@ class Run:
         file = dict(self.points)[self.points[-1][0] if epoch is None else epoch]
         return checkpoint.load(file, None if self.maker is None else self.maker()).to(device)
 
+    def fresh(self, seed: int) -> nn.Module:
+        """The same architecture with new weights, in train mode, on the GPU if there is one.
+
+        What training put in place of layers (`norm_layers` and the cosine classifier of `advfast.train`) is not in it.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        with rng.seeded(seed):
+            if self.maker is not None:
+                return self.maker().train().to(device)
+            made = checkpoint.read(self.points[0][1])["model"]
+            own = {key: v for key, v in made["kwargs"].items() if key not in _PUT_IN}
+            return make_model(made["name"], **own).train().to(device)
+
     def splits(self, data: object = None, root: str | Path | None = None) -> Splits:
         """The data, or those of the run.
 
@@ -101,7 +117,7 @@ def open_run(source: str | Path, model: str | Maker | None = None, name: str | N
         what = f"it has no {names.LAST}" if path.is_dir() else "there is no such file"
         raise FileNotFoundError(f"{path} is neither a run's folder nor a checkpoint: {what}")
     first = checkpoint.read(files[0])
-    maker = _maker(model if model is not None else first["config"].get("model"))
+    maker = maker_of(model if model is not None else first["config"].get("model"))
     if maker is None and "name" not in first["model"]:
         raise ValueError(
             f"{files[0]} holds a {first['model']['class']}, which advfast cannot make by name: give `model`, a "
@@ -142,7 +158,7 @@ def obtain(
         return open_run(source, model, name)
     arguments |= changes
     made = arguments.get("model")
-    maker = _maker(made)
+    maker = maker_of(made)
     if maker is not None:
         with rng.seeded(arguments.get("seed", 0)):
             arguments["model"] = maker()
@@ -177,11 +193,11 @@ def recipe_of(source: str | Path | Mapping[str, Any]) -> dict[str, Any] | None:
     )
 
 
-def _maker(model: object) -> Maker | None:
+def maker_of(model: object) -> Maker | None:
     """None for a network that is known by name."""
     if isinstance(model, str) and is_user_object(model):
         model = load_object(model)
     if isinstance(model, nn.Module):
-        made = model
+        made: nn.Module = model
         return lambda: copy.deepcopy(made)
     return model if callable(model) else None

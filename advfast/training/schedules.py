@@ -137,7 +137,12 @@ def make(
 def first_milestone(
     schedule: object, epochs: int, options: Mapping[str, Any] | None
 ) -> float | None:
-    """Epochs before the first decay of a schedule with milestones; None for one without, or a function.
+    """The first of `milestones`; None where there is none."""
+    return next(iter(milestones(schedule, epochs, options)), None)
+
+
+def milestones(schedule: object, epochs: int, options: Mapping[str, Any] | None) -> list[float]:
+    """Epochs before each decay of a schedule with milestones; [] for one without, or a function.
 
     Args:
         schedule: name of one, or a function.
@@ -147,10 +152,9 @@ def first_milestone(
     curve = SCHEDULES.get(schedule) if isinstance(schedule, str) else None
     default = curve and inspect.signature(curve).parameters.get("milestones")
     if default is None:
-        return None
+        return []
     given = (options or {}).get("milestones", default.default)
-    shares = _shares(str(schedule), "milestones", given, epochs)
-    return shares[0] * epochs if shares else None
+    return [share * epochs for share in _shares(str(schedule), "milestones", given, epochs)]
 
 
 def _shares(name: str, key: str, value: Any, epochs: int) -> Any:
