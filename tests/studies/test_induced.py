@@ -415,6 +415,6 @@ def test_command_takes_the_preset_and_what_is_given(tmp_path, monkeypatch, at_ru
     assert "neither a run's folder nor a checkpoint" in capsys.readouterr().err
     assert cli.main(["study", "induced", "--preset", "fashon"]) != 0
     assert (
-        "small, published, fashion, got 'fashon'; did you mean 'fashion'"
+        "small, fashion, published, got 'fashon'; did you mean 'fashion'"
         in capsys.readouterr().err.replace("?", "")
     )
