@@ -18,6 +18,10 @@ from .long_tail import long_tail_counts as long_tail_counts
 from .long_tail import long_tail_groups as long_tail_groups
 from .long_tail import long_tail_split as long_tail_split
 from .mixed import Mixed as Mixed
+from .noisy import LabelNoise as LabelNoise
+from .noisy import noisy_labels as noisy_labels
+from .noisy import noisy_pixels as noisy_pixels
+from .noisy import with_labels as with_labels
 from .readers import READERS as READERS
 from .readers import load as load
 from .share import WHOLE as WHOLE

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .noisy import NAME as NOISY
 from .sources import Source, as_source
 from .splits import Splits
 
@@ -131,8 +132,8 @@ def long_tail_groups(counts: Sequence[int] | Tensor) -> Groups:
 
 
 def base_name(name: str) -> str:
-    """The data set that a long-tailed one is made of; another name as it is."""
-    found = _NAME.fullmatch(name)
+    """The data set that a long-tailed or noisy one is made of; another name as it is."""
+    found = _NAME.fullmatch(name) or NOISY.fullmatch(name)
     return found["base"].lower() if found else name
 
 

@@ -17,6 +17,7 @@ from .cifar import cifar10, cifar100
 from .folders import image_folder
 from .long_tail import named_long_tail
 from .mnist import fashion_mnist, mnist
+from .noisy import named_noisy
 from .sources import TensorSource
 from .split import stratified_split
 from .splits import Splits, as_splits
@@ -60,9 +61,10 @@ def load(name: str, root: str | Path | None = None) -> Splits:
 
     Args:
         name: a built-in one ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100"), or a long-tailed part of one,
-            such as "cifar10-lt:0.02" (see `long_tail.named_long_tail`); a file "x.npz" (see `arrays.read_npz`); a
-            folder of .npy files (see `arrays.read_npy_folder`) or of images (see `folders.image_folder`; "folder@224"
-            scales their shorter side to 224 and cuts the centre out, "folder@256/224" scales to 256 and cuts 224); or
+            such as "cifar10-lt:0.02" (see `long_tail.named_long_tail`), or with random labels or pixels, such as
+            "cifar10-noisy:0.4" (see `noisy.named_noisy`); a file "x.npz" (see `arrays.read_npz`); a folder of .npy
+            files (see `arrays.read_npy_folder`) or of images (see `folders.image_folder`; "folder@224" scales their
+            shorter side to 224 and cuts the centre out, "folder@256/224" scales to 256 and cuts 224); or
             "file.py:make", a function of yours (see `splits.as_splits` for what it may return).
         root: folder of the files of a built-in one.
 
@@ -73,8 +75,9 @@ def load(name: str, root: str | Path | None = None) -> Splits:
     if name.lower() in READERS:
         return READERS[name.lower()](root)
     tailed = named_long_tail(name, tuple(READERS), lambda base: READERS[base](root))
-    if tailed is not None:
-        return tailed
+    made = tailed or named_noisy(name, tuple(READERS), lambda base: READERS[base](root))
+    if made is not None:
+        return made
     if userfile.is_user_object(name):
         return as_splits(userfile.call(name), name.rpartition(":")[2], name)
     if name.lower().endswith(".npz"):

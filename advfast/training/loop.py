@@ -177,12 +177,14 @@ class Loop:
         for modifier in self.modifiers:
             modifier.after_epoch(state.model, self.epoch, self.loader)
         self.ranks.check(state.model)
+        columns = {k: v for modifier in self.modifiers for k, v in modifier.columns().items()}
         loss_sum, correct = self._totals()
         return {
             "epoch": state.epoch,
             "lr": state.lr,
             "train_loss": loss_sum / self._seen,
             "train_accuracy": correct / self._seen,
+            **columns,
         }
 
     def agree(self) -> int:

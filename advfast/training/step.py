@@ -102,6 +102,8 @@ class TrainStep:
             if gradient is not None and gradient.stride() != parameter.stride():
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
         self.ranks.reduce([p.grad for p in parameters if p.grad is not None])
+        for modifier in self.modifiers:
+            modifier.gradient(parameters, self.scaler)
         if self.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad)

@@ -57,7 +57,7 @@ RUNS = {
         "method_options": {"tail": "pairwise", "rbl": "step-scale", "tail_weight": 0.1},
     },
     "reat-parts": {"method": "reat", "micro_batch": 5, "method_options": {"tail": "off"}},
-    "modified": {"modifiers": ["awp"], "ema": 0.9, "bn": True, "sync_bn": True},
+    "modified": {"modifiers": ["awp", "gradient-norm"], "ema": 0.9, "bn": True, "sync_bn": True},
     "swa": {"modifiers": ["swa:start=1"], "bn": True, "sync_bn": True},
     "te": {
         "modifiers": ["te:start=1,end=2"],

@@ -105,6 +105,7 @@ MODIFIERS = {
     # From the second epoch on: a new kind.
     "te": (["te:start=2,end=3"], 10),
     "mixup": (["mixup"], 11),
+    "gradient-norm": (["gradient-norm"], 11),
     "eps-warmup": (["eps-warmup:epochs=2"], 11),
     # 1 step up to the middle of the second epoch, then 2.
     "steps-ramp": (["steps-ramp:start=1"], 10),

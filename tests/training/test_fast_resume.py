@@ -30,6 +30,7 @@ def data():
 CASES = {
     "fgsm": {},
     "fgsm-rs": {},
+    "fgsm gradient-norm": {"modifiers": ["gradient-norm"]},
     "n-fgsm": {},
     "n-fgsm lognormal": {"method_options": {"noise": "lognormal"}},
     "n-fgsm saliency": {"method_options": {"noise": "saliency"}},

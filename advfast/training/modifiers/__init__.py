@@ -15,6 +15,7 @@ from .base import StepInfo as StepInfo
 from .base import Update as Update
 from .cutmix import CutMix as CutMix
 from .ema import EMA as EMA
+from .gradient_norm import GradientNorm as GradientNorm
 from .mixup import Mixup as Mixup
 from .ramps import EpsWarmup as EpsWarmup
 from .ramps import StepsRamp as StepsRamp
@@ -26,6 +27,7 @@ MODIFIERS: dict[str, type[Modifier]] = {
     "cutmix": CutMix,
     "ema": EMA,
     "eps-warmup": EpsWarmup,
+    "gradient-norm": GradientNorm,
     "mixup": Mixup,
     "steps-ramp": StepsRamp,
     "swa": SWA,

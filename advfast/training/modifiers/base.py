@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from advfast.data import Batch
@@ -87,9 +88,9 @@ class Modifier:
     """Goes with any method; every hook does nothing unless overridden. Several compose in the order given.
 
     A modifier whose `state_dict` holds what it needs resumes like everything else. On CUDA a step is recorded into a
-    graph: `batch`, `updating` and `after_step` are work of the device alone, and what changes from step to step is
-    written by `before_step` (which is not recorded) into tensors that stay where they are; a modifier that cannot be
-    recorded says so with `capturable`.
+    graph: `batch`, `updating`, `gradient` and `after_step` are work of the device alone, and what changes from step to
+    step is written by `before_step` (which is not recorded) into tensors that stay where they are; a modifier that
+    cannot be recorded says so with `capturable`.
     """
 
     name: ClassVar[str] = "modifier"
@@ -126,11 +127,19 @@ class Modifier:
         """Around gradient and optimiser's step, on images that are crafted."""
         yield
 
+    def gradient(self, parameters: Sequence[nn.Parameter], scaler: torch.amp.GradScaler) -> None:
+        """Before the optimiser's step, with the gradient of the batch, of all ranks, in the .grad of the parameters:
+        not clipped yet, and times the scale of `scaler`. Recorded, as `updating` is."""
+
     def after_step(self, model: nn.Module) -> None:
         """After the optimiser's step."""
 
     def after_epoch(self, model: nn.Module, epoch: int, batches: Batches) -> None:
         """After the last step of an epoch, before validation."""
+
+    def columns(self) -> dict[str, float]:
+        """After `after_epoch`: what it adds to the epoch's row of the history; every time the same names."""
+        return {}
 
     @contextmanager
     def evaluating(self, model: nn.Module) -> Iterator[None]:
