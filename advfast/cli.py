@@ -18,6 +18,7 @@ from .commands.study_bn_estimators import bn_estimators as _bn_estimators  # noq
 from .commands.study_co_features import co_features as _co_features  # noqa: F401
 from .commands.study_index import index as _index  # noqa: F401
 from .commands.study_induced import induced as _induced  # noqa: F401
+from .commands.study_memorization import memorization as _memorization  # noqa: F401
 from .commands.study_noise_scale import noise_scale as _noise_scale  # noqa: F401
 from .commands.study_ntk_trace import ntk_trace as _ntk_trace  # noqa: F401
 from .commands.train import train

@@ -4,6 +4,7 @@ from .bn_estimators import bn_estimators as bn_estimators
 from .co_features import co_features as co_features
 from .index import index as index
 from .induced import induced as induced
+from .memorization import memorization as memorization
 from .noise_scale import noise_scale as noise_scale
 from .ntk_trace import ntk_trace as ntk_trace
 from .presets import preset as preset

@@ -66,5 +66,6 @@ ABOUT: dict[str, About] = {
         "Exploring Memorization in Adversarial Training, arXiv 2106.01606",
         "Can PGD adversarial training and TRADES fit labels that are random, how large and how stable are their "
         "gradients, and does a measure of complexity rank the robust gap?",
+        "convergence",
     ),
 }

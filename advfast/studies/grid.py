@@ -27,6 +27,7 @@ def run_grid(
     settings: Mapping[str, Any],
     expect: Callable[[StudyResult], list[Expectation]] | None = None,
     notes: Callable[[StudyResult], list[str]] | None = None,
+    tables: Callable[[StudyResult], dict[str, list[Row]]] | None = None,
     draw: Draw | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -43,6 +44,7 @@ def run_grid(
             where they are the same.
         expect: result -> expectations; called at the end.
         notes: result -> lines to show below the table, likewise.
+        tables: result -> further tables; called before those two.
         out: folder; None writes nothing.
         resume: go on with the study in `out`, if there is one: cells that it has are not run again, and cells that are
             no longer asked for leave it.
@@ -86,6 +88,8 @@ def run_grid(
             until = f", {duration((time.monotonic() - began) / done * left)} left" if left else ""
             print(f"{name}: {words}: done ({number} of {len(cells)}{until})", file=sys.stderr)
     result.measures = tuple(key for key in rows[0] if key not in varied)
+    if tables is not None:
+        result.tables = tables(result)
     if expect is not None:
         result.expectations = expect(result)
     if notes is not None:

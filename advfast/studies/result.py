@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import io
 import json
@@ -62,6 +63,7 @@ class StudyResult:
         draw: what draws its figures.
         path: the folder it was written to, if it was.
         reproduce: the command line, or the Python call, that made it.
+        tables: further tables, name -> rows; each is written to <name>.csv.
     """
 
     name: str
@@ -74,6 +76,7 @@ class StudyResult:
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
     reproduce: str = ""
+    tables: dict[str, list[Row]] = field(default_factory=dict)
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -154,6 +157,7 @@ class StudyResult:
             "summary": self.summary,
             "expectations": [asdict(expectation) for expectation in self.expectations],
             "notes": self.notes,
+            "tables": list(self.tables),
         }
 
     def figures(self) -> dict[str, bytes]:
@@ -171,7 +175,7 @@ class StudyResult:
         return pictures
 
     def save(self, folder: str | Path, *, parquet: bool = False) -> list[Path]:
-        """Writes study.json, rows.csv, summary.csv, the figures and report.html, each whole or not at all.
+        """Writes study.json, rows.csv, summary.csv, `tables`, the figures and report.html, each whole or not at all.
 
         Args:
             parquet: rows.parquet besides, with the columns of `frame`.
@@ -188,7 +192,8 @@ class StudyResult:
         folder.mkdir(parents=True, exist_ok=True)
         self.write_record(folder)
         files = [folder / RECORD]
-        for name, rows in ((ROWS, self.rows), (SUMMARY, self.summary)):
+        others = {f"{name}.csv": rows for name, rows in self.tables.items()}
+        for name, rows in {ROWS: self.rows, SUMMARY: self.summary, **others}.items():
             if rows:
                 write_csv(folder / name, rows)
                 files.append(folder / name)
@@ -299,7 +304,27 @@ def load_study(path: str | Path, draw: Draw | None = None) -> StudyResult:
         path.parent,
         content["notes"],
         content.get("reproduce", ""),
+        {name: _read_csv(path.parent / f"{name}.csv") for name in content.get("tables", [])},
     )
+
+
+def _read_csv(path: Path) -> list[Row]:
+    """What `write_csv` wrote: numbers, texts, True, False and None; [] where there is no file, of an empty table."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [{k: _value(v) for k, v in row.items()} for row in csv.DictReader(stream)]
+
+
+def _value(text: str) -> Any:
+    if text in ("", "True", "False"):
+        return {"": None, "True": True, "False": False}[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def draw_of(name: str) -> Draw | None:
