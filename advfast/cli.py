@@ -16,6 +16,7 @@ from .commands.study import study
 # These register themselves on `study`.
 from .commands.study_bn_estimators import bn_estimators as _bn_estimators  # noqa: F401
 from .commands.study_co_features import co_features as _co_features  # noqa: F401
+from .commands.study_criticality import criticality as _criticality  # noqa: F401
 from .commands.study_index import index as _index  # noqa: F401
 from .commands.study_induced import induced as _induced  # noqa: F401
 from .commands.study_memorization import memorization as _memorization  # noqa: F401

@@ -2,6 +2,8 @@
 
 from .bn_estimators import bn_estimators as bn_estimators
 from .co_features import co_features as co_features
+from .criticality import criticality as criticality
+from .criticality_tables import read_criticality as read_criticality
 from .index import index as index
 from .induced import induced as induced
 from .memorization import memorization as memorization

@@ -48,6 +48,7 @@ ABOUT: dict[str, About] = {
         "How Do Training Methods Influence the Utilization of Vision Models?, arXiv 2410.14470",
         "How far do the predictions of a trained network move when one of its layers is put back to a random "
         "initialisation, and does adversarial training make more of the layers matter?",
+        "stages",
     ),
     "induced": About(
         "Distributions that adversarial training induces",

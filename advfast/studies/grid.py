@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def run_grid(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    at_once: Sequence[str] = (),
 ) -> StudyResult:
     """Calls ``measure(**cell)`` for every cell; study.json is written anew after each.
 
@@ -50,6 +51,8 @@ def run_grid(
             no longer asked for leave it.
         overwrite: replace a study in `out`.
         progress: say on standard error what is done and what is left.
+        at_once: keys of the cells; those with the same values there that follow each other are written, and told of,
+            together: where `measure` computes them so.
 
     Raises:
         FileExistsError: `out` holds a study, and neither `resume` nor `overwrite` is set.
@@ -78,13 +81,16 @@ def run_grid(
         row = {**cell, **measure(**cell)}
         rows.append(row)
         result.measures = tuple(key for key in row if key not in varied)
+        done, left = done + 1, left - 1
+        shown = {key: cell[key] for key in at_once or varied}
+        if at_once and number < len(cells) and shown.items() <= cells[number].items():
+            continue
         if out is not None:
             Path(out).mkdir(parents=True, exist_ok=True)
             # With those that come later, so that a kill loses none.
             replace(result, rows=[*rows, *found.values()]).write_record(Path(out))
-        done, left = done + 1, left - 1
         if progress:
-            words = ", ".join(f"{key} {value}" for key, value in cell.items())
+            words = ", ".join(f"{key} {value}" for key, value in shown.items())
             until = f", {duration((time.monotonic() - began) / done * left)} left" if left else ""
             print(f"{name}: {words}: done ({number} of {len(cells)}{until})", file=sys.stderr)
     result.measures = tuple(key for key in rows[0] if key not in varied)
