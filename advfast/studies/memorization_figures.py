@@ -128,10 +128,12 @@ def _stability(rows: Sequence[Row]) -> Any:
                     if loss == "standard" and column == "fixed":
                         continue  # there is nothing to make anew
                     points = _mean_by(part, "lambda", column)
+                    # Large and empty: that of the clean loss is often below another one.
+                    clean = {"markerfacecolor": "none", "zorder": 5} if loss == "standard" else {}
                     axes.plot(
                         points.keys(), points.values(), line, color=colour(number), marker=marker(number),
-                        markersize=3.5, linewidth=1.1,
-                        label=_word(loss) if loss == "standard" else f"{_word(loss)}, x' {words}",
+                        markersize=6 if clean else 3.5, linewidth=1.1, **clean,
+                        label=_word(loss) if clean else f"{_word(loss)}, x' {words}",
                     )  # fmt: skip
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -172,14 +174,18 @@ def _complexity(result: StudyResult) -> Any:
                 [r[measure] for r in part], [r["robust_gap"] for r in part], marker(place),
                 color=colour(place), markersize=5, alpha=0.8, label=_word(name),
             )  # fmt: skip
-            told.append(_rho(rho, name, measure))
-        axes.set_title(f"rank correlation {' / '.join(told)}", fontsize=7)
+            told.append(f"{_word(name)} {_rho(rho, name, measure)}")
+        axes.set_title(", ".join(told), fontsize=7)
         axes.set_xlabel(head, fontsize=7.5)
         axes.grid(linewidth=0.4, color="#dddddd")
         axes.locator_params(axis="x", nbins=4)
         plain_axes(axes)
         if number % columns == 0:
             axes.set_ylabel("robust gap (training - test)", fontsize=7.5)
+    figure.suptitle(
+        "robust gap against measures of complexity; Spearman's correlation in the direction that each is said to have",
+        fontsize=8,
+    )
     _outside(figure, grid[0], None, len(names))
     return figure
 
