@@ -8,10 +8,12 @@ import typer
 
 from .options import Config, DataRoot, Debug, Quiet, Threads, number
 from .study import (
+    BY_PRESET,
     DryRun,
     Model,
     Out,
     Overwrite,
+    Parquet,
     Preset,
     Resume,
     folder,
@@ -22,7 +24,6 @@ from .study import (
     with_preset,
 )
 
-_BY_PRESET = "[default: by preset]"
 _OF_RECIPE = ("samples", "test_samples", "at", "clip")
 
 
@@ -53,14 +54,14 @@ def induced(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Of PGD. [default: 10]")] = None,
     clip: Annotated[
-        bool | None, typer.Option("--clip/--no-clip", help=f"Into 0 to 1 as well. {_BY_PRESET}")
+        bool | None, typer.Option("--clip/--no-clip", help=f"Into 0 to 1 as well. {BY_PRESET}")
     ] = None,
-    pairs: Annotated[int | None, typer.Option(help=f"Of starts, an image. {_BY_PRESET}")] = None,
+    pairs: Annotated[int | None, typer.Option(help=f"Of starts, an image. {BY_PRESET}")] = None,
     ide_epochs: Annotated[
-        int | None, typer.Option(help=f"Of the fresh networks. {_BY_PRESET}")
+        int | None, typer.Option(help=f"Of the fresh networks. {BY_PRESET}")
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(help=f"Of the fresh networks, such as 0,1. {_BY_PRESET}")
+        str | None, typer.Option(help=f"Of the fresh networks, such as 0,1. {BY_PRESET}")
     ] = None,
     keep_data: Annotated[
         bool, typer.Option("--keep-data", help="Leave the perturbed images in the folder.")
@@ -71,6 +72,7 @@ def induced(
     out: Out = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
+    parquet: Parquet = False,
     quiet: Quiet = False,
     config: Config = None,
     debug: Debug = False,
@@ -94,9 +96,8 @@ def induced(
                 arguments.pop(name, None)
     recipe = arguments["source"]
     use_threads(threads, data or (recipe["data"] if isinstance(recipe, dict) else ""))
-    result = studies.induced(
+    made = studies.induced(
         **arguments, keep_data=keep_data, out=folder("induced", out), overwrite=overwrite, resume=resume,
         dry_run=dry_run, progress=not quiet,
     )  # fmt: skip
-    if not dry_run:
-        show(result)
+    show(made, parquet=parquet)

@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "fashion": {
         "source": _AT | {
-            "data": "fashion-mnist", "model": "small-cnn", "eps": 0.1, "epochs": 80, "batch_size": 64, "lr": 0.1,
+            "data": "fashion-mnist", "model": "small-cnn", "eps": 0.1, "epochs": 80, "batch_size": 64, "lr": 0.05,
             "schedule_options": {"milestones": [40, 60]},
         },
         "samples": 3000,
@@ -76,7 +76,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fresh": {"batch_size": 64, "lr": 0.05},
         "fresh_epochs": 40,
         "seeds": (0, 1),
-        "pairs": 5,
     },
     "published": {
         "source": _AT | {

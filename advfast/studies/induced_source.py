@@ -12,16 +12,16 @@ from torch import nn
 
 from advfast.data import Source, TensorSource, load, stratified_split
 from advfast.data.splits import as_splits
-from advfast.training import methods, rng, setup
+from advfast.training import rng, setup
 from advfast.training.config import plain
 from advfast.training.recipes import RECIPES
 
+from .cost import EPOCHS, training_passes
 from .induced_sets import digest
 from .runs import Maker, Run, maker_of, obtain, open_run, recipe_of
 from .runs import Source as RunSource
 from .subject import known_part
 
-_DEFAULT_EPOCHS = 30  # of `train`
 _VALIDATED = 100
 """Test images that the training of a recipe validates on, so that all training images are trained on: they choose
 best.pt, which this study does not look at."""
@@ -79,7 +79,7 @@ class Subject:
                 if needed not in self._whole:
                     raise ValueError(f"the recipe must say `{needed}`")
             self._of_recipe(samples, test_samples, data_root)
-            total = int(self._whole.get("epochs", _DEFAULT_EPOCHS))
+            total = int(self._whole.get("epochs", EPOCHS))
             tenth = max(total // 10, 1)
             known = tuple(range(1, total + 1))
             self.epochs = _chosen(at, known, sorted({*range(tenth, total + 1, tenth), total}))
@@ -136,13 +136,7 @@ class Subject:
         """Passes of an image that the training of the recipe takes; 0 for a run."""
         if self.recipe is None:
             return 0.0
-        found = self._whole
-        settings = methods.Settings(
-            found.get("eps", 8 / 255), found.get("alpha"), found.get("steps"), found.get("norm", "linf"),
-            options=dict(found.get("method_options") or {}),
-        )  # fmt: skip
-        method = methods.make(found.get("method", "pgd-at"), net, settings)
-        return len(self.train) * int(found.get("epochs", _DEFAULT_EPOCHS)) * method.passes()
+        return training_passes(net, len(self.train), self._whole)
 
     def obtain(self, folder: Path, *, progress: bool) -> Run:
         """The run; a recipe is trained in `folder`, or gone on with.
