@@ -20,7 +20,7 @@ from .cost import Cost, announce, estimate
 from .grid import run_grid
 from .memorization_expectations import correlations, expectations, groups_of
 from .memorization_figures import draw
-from .memorization_runs import OBJECTIVES, Look, Maker, Trainings, check_methods
+from .memorization_runs import Look, Maker, Trainings, check_methods
 from .result import StudyResult
 from .runs import Source, obtain
 from .subject import known_part
@@ -194,9 +194,7 @@ def _plan(
     trainings = Trainings(splits, model, samples, every, at, look, arguments)
     net = trainings.network(0)  # errors now
     for name in names:
-        made = make_method(name, net, _settings(radii[0], arguments))
-        if not made.separable and name not in OBJECTIVES and made.repeats > 1:
-            raise ValueError(f"method {name!r} goes through the data several times an epoch")
+        make_method(name, net, _settings(radii[0], arguments))
     cells = [
         {"part": part, "method": method, "noise": rate, "eps": radius, "seed": seed}
         for part, own_rates, own_radii in (
