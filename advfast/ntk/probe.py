@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from advfast.attacks import AutoAttack, PGDAttack
 from advfast.evaluation.named import named
 
+from . import metrics as dense
+from . import scalars
 from .kernel import NTK, ntk
 from .labels import one_hot
+
+DEFAULT = ("trace", "top_share", "effective_rank", "alignment", "specialization")
+"""Metrics, as far as the readout has them."""
 
 Attack = str | Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -106,6 +111,30 @@ class Probe:
             }
         finally:
             rng.set_state(before)
+
+    def measured(
+        self,
+        model: nn.Module,
+        eps: float,
+        norm: str,
+        names: Iterable[str] | None = None,
+        of: str = "trace",
+        **arguments: Any,
+    ) -> dict[str, tuple[dict[str, float], Tensor]]:
+        """Of each of `kernels` its metrics, and the kernel [M, M] itself in float32 on the CPU, as it is kept.
+
+        Args:
+            names, of: as of `advfast.ntk.summary`; names None is `DEFAULT`.
+        """
+        found = {}
+        for kind, theta in self.kernels(model, eps, norm, **arguments).items():
+            labels, chosen = self.y.to(theta.tensor.device), names
+            if chosen is None:
+                known = scalars.allowed(theta.tensor.shape[2], labels)
+                chosen = [name for name in DEFAULT if name in known]
+            values = scalars.summary(theta, labels, chosen, of)
+            found[kind] = values, dense.matrix(theta, of).float().cpu()
+        return found
 
     def _attacked(self, model: nn.Module, x: Tensor, y: Tensor, eps: float, norm: str) -> Tensor:
         if callable(self.attack):

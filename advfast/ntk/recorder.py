@@ -22,7 +22,6 @@ from .probe import Attack, Probe
 if TYPE_CHECKING:
     from advfast.training.callbacks import TrainState
 
-DEFAULT = ("trace", "top_share", "effective_rank", "alignment", "specialization")
 _KINDS = ("clean", "adversarial")
 
 
@@ -145,17 +144,13 @@ class NTKRecorder:
         row: dict[str, float] = {"epoch": epoch, "step": state.global_step}
         kernels = {}
         eps, norm = float(state.config["eps"]), str(state.config["norm"])
-        found = self.probe.kernels(state.model, eps, norm, check=not self.history)
-        labels = self.probe.y.to(found["clean"].tensor.device)
-        for kind, theta in found.items():
-            names = self.metrics
-            if names is None:
-                known = scalars.allowed(theta.tensor.shape[2], labels)
-                names = tuple(name for name in DEFAULT if name in known)
-            values = scalars.summary(theta, labels, names, self.of)
-            # Rounded as they are saved, so that a resumed run compares with the same numbers.
-            kernels[kind] = dense.matrix(theta, self.of).float().cpu()
-            values |= self._compared(kind, kernels[kind], epoch)
+        found = self.probe.measured(
+            state.model, eps, norm, self.metrics, self.of, check=not self.history
+        )
+        for kind, (values, kernel) in found.items():
+            # Rounded as it is saved, so that a resumed run compares with the same numbers.
+            kernels[kind] = kernel
+            values |= self._compared(kind, kernel, epoch)
             row |= {f"{kind}_{name}": value for name, value in values.items()}
         if "adversarial" in kernels:
             row["clean_adversarial_distance"] = dense.kernel_distance(

@@ -346,7 +346,7 @@ def draw(result: StudyResult) -> Iterable[tuple[str, Any]]:
         axes.set_ylabel(label, fontsize=8)
         axes.grid(alpha=0.3)
         plain_axes(axes)
-    panels[0].legend(fontsize=8, frameon=False)
+    panels[1].legend(fontsize=8, frameon=False, loc="lower left")
     settings = result.settings
     figure.suptitle(
         f"{settings['data']}: {settings['optimizer']}, {settings['epochs']} epochs; mean and standard deviation, seeds "
