@@ -122,17 +122,18 @@ def test_boundary_thickness_of_a_line():
 
 
 def test_sharpness_is_the_rise_of_the_adversarial_loss_by_a_step_of_the_length_of_the_weights():
-    net = Line([1.5, -2.0])
+    net = Line([0.05, -2.0])  # the first weight changes its sign in the step
     x = torch.full((1, 1, 1, 2), 0.5, dtype=torch.float64)
     objective = Objective(net, "pgd-at", x, torch.tensor([0]), eps=0.1, alpha=0.2, steps=2)
     # x' = x - eps sign(w): CE = softplus(-2 (w . x - eps |w|_1)). The gradient in w is along -x'.
-    w, rho = np.array([1.5, -2.0]), 0.1
+    w, rho = np.array([0.05, -2.0]), 0.1
 
     def loss(w):
         return math.log1p(math.exp(-2 * (w.sum() / 2 - 0.1 * np.abs(w).sum())))
 
     attacked = 0.5 - 0.1 * np.sign(w)
     step = -rho * np.linalg.norm(w) * attacked / np.linalg.norm(attacked)
+    assert np.sign(w + step)[0] == -1
     assert sharpness(objective, rho) == pytest.approx(loss(w + step) - loss(w))
 
 
