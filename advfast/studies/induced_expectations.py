@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .ranks import spearman
+from .rank_correlation import spearman
 from .result import Expectation, StudyResult
 
 
@@ -64,7 +64,7 @@ def _ranked(
     points = curve(result, measure)
     found = spearman([epoch for epoch, _ in points], [value for _, value in points])
     if found is None:
-        return Expectation(text, "fewer than two different checkpoints", None)
+        return Expectation(text, "fewer than three checkpoints", None)
     return Expectation(text, f"{found:.2f}", found >= least if inclusive else found > least)
 
 

@@ -10,11 +10,9 @@ ROWS = "advfast/studies/induced_rows.py"
 SOURCE = "advfast/studies/induced_source.py"
 EXPECTED = "advfast/studies/induced_expectations.py"
 DISPERSION = "advfast/studies/dispersion.py"
-RANKS = "advfast/studies/ranks.py"
 ROOM = "advfast/studies/room.py"
 
 FAULTS = [
-    fault("induced", "ties have the first of their ranks", RANKS, "(ordered.count(value) + 1) / 2", "1"),
     fault("induced", "pairs share a start", DISPERSION, "a, b = delta.unbind(2)", "a, b = delta[:, :, 0], delta[:, :1, 0].expand_as(delta[:, :, 0])"),
     fault("induced", "every image from the same starts", DISPERSION, "numbers[:, None] * runs", "0 * numbers[:, None]"),
     fault("induced", "shift is the size", DISPERSION, "delta.mean((1, 2)).norm(dim=1)", "delta.norm(dim=3).mean((1, 2))"),

@@ -20,7 +20,6 @@ from advfast.studies.induced_expectations import expectations
 from advfast.studies.induced_sets import Crafting, Store, perturbed
 from advfast.studies.induced_source import Subject, few
 from advfast.studies.networks import conv_net
-from advfast.studies.ranks import ranks, spearman
 from advfast.studies.result import StudyResult
 from advfast.training import setup
 
@@ -70,19 +69,6 @@ def net(seed=0):
 
 def some(count=12):
     return load("digits").test.batch(torch.arange(count))
-
-
-def test_ranks_share_ties_and_their_correlation_is_spearmans():
-    assert ranks([3.0, 1.0, 3.0, 2.0]) == [3.5, 1.0, 3.5, 2.0]
-    assert spearman([1, 2, 3], [10, 20, 40]) == pytest.approx(1)
-    assert spearman([1, 2, 3], [5, 4, -9]) == pytest.approx(-1)
-    # 1 - 6 sum d^2 / n (n^2 - 1), without ties.
-    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(1 - 6 * 4 / 120)
-    # Of ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: covariance 4.5, variances 4.5 and 5.
-    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
-    assert spearman([1, 1], [1, 2]) is None and spearman([1], [2]) is None
-    with pytest.raises(ValueError, match="got 1 and 2"):
-        spearman([1], [1, 2])
 
 
 def test_dispersion_is_what_runs_from_pairs_of_starts_give():
@@ -243,10 +229,11 @@ def test_fewer_images_are_in_proportion_and_disjoint():
 
 
 def test_a_recipe_is_trained_and_its_checkpoints_give_rows(tmp_path, monkeypatch):
-    trained, original = [], rows_of.train
+    trained, began, original = [], [], rows_of.train
 
     def seen(model, data, **arguments):
         trained.append((data, arguments))
+        began.append(sets.digest(model))
         result = original(model, data, **arguments)
         for parameter in result.model.parameters():
             parameter.data.zero_()  # the best weights, which do not count
@@ -255,7 +242,7 @@ def test_a_recipe_is_trained_and_its_checkpoints_give_rows(tmp_path, monkeypatch
     monkeypatch.setattr(rows_of, "train", seen)
     result = induced(RECIPE, at=[1, 2], seeds=[0, 1], keep_data=True, out=tmp_path, **SMALL)
     assert [(row["epoch"], row["seed"]) for row in result.rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    assert len(trained) == 4
+    assert len(trained) == 4 and began[0] == began[2] != began[1] == began[3]
     for data, arguments in trained:
         assert arguments["method"] == "standard" and "augment" not in arguments
         assert (len(data), arguments["epochs"], arguments["batch_size"]) == (80, 1, 40)
