@@ -22,7 +22,6 @@ from advfast import models as networks
 from advfast.data import Source as Images
 from advfast.data import Splits, fingerprint
 from advfast.evaluation.words import duration
-from advfast.files import write_csv
 from advfast.training.config import plain
 
 from . import cost
@@ -30,18 +29,19 @@ from .criticality_figures import draw
 from .criticality_measure import INITS, MAX_BYTES, Init, Moved, check_kinds, measure
 from .criticality_subjects import Model, Sources
 from .criticality_tables import (
-    as_cells,
+    MEASURED,
+    PUBLISHED,
+    STAGES,
     expectations,
     notes,
     read_criticality,
     stage_of,
     stage_rows,
 )
-from .grid import run_grid
-from .result import StudyResult
+from .grid import check_out, run_grid
+from .result import Row, StudyResult
 from .runs import Maker
 
-STAGES = "stages.csv"
 _SAID_EVERY = 30.0
 """Seconds between two lines of progress inside a network."""
 
@@ -110,6 +110,8 @@ def criticality(
         FileNotFoundError, FileExistsError: no such run or data; `out` holds a study.
     """
     _check(images, trials, batch_size, layers, init, stage_depth, samples, tested)
+    if not dry_run:
+        check_out(out, resume=resume, overwrite=overwrite)
     sources = Sources.of(models, model, eps)
     read = [] if published is None else read_criticality(published, stage_depth)
     parts, labelled = sources.parts(data, data_root)
@@ -156,16 +158,17 @@ def criticality(
                 whole.append(f"{one.label} was taken in whole passes: {reason}")
         return asdict(found[one.label, cell["layer"], trial])
 
-    result = run_grid(
+    def tables(result: StudyResult) -> dict[str, list[Row]]:
+        of_source = {MEASURED: stage_rows(result.rows), PUBLISHED: stage_rows(read)}
+        return {
+            STAGES: [{"source": name, **row} for name, rows in of_source.items() for row in rows]
+        }
+
+    return run_grid(
         "criticality", cells, take, settings=settings, out=out, resume=resume, overwrite=overwrite,
-        progress=progress, at_once=("model",), expect=expectations,
-        notes=lambda result: [*notes(result), *whole], draw=partial(draw, published=read),
+        progress=progress, at_once=("model",), expect=expectations, tables=tables,
+        notes=lambda result: [*notes(result), *whole], draw=draw,
     )  # fmt: skip
-    if out is not None:
-        tables = {"measured": stage_rows(result.rows), "published": stage_rows(read)}
-        rows = [{"source": name, **row} for name, table in tables.items() for row in table]
-        write_csv(Path(out) / STAGES, as_cells(rows))
-    return result
 
 
 def _check(

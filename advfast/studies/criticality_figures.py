@@ -8,23 +8,25 @@ from typing import Any
 
 from advfast.evaluation.canvas import new_figure
 
-from .criticality_tables import WHOLE, stage_rows
+from .criticality_tables import MEASURED, PUBLISHED, STAGES, WHOLE, stage_rows
 from .result import Row, StudyResult
 from .style import colour, heat_map, marker, plain_axes
 
 _MEASURE = "criticality (1 - mean cosine)"
 
 
-def draw(result: StudyResult, published: Sequence[Row] = ()) -> Iterator[tuple[str, Any]]:
-    """ "layers" and "stages", and with published rows "published", as they are written.
+def draw(result: StudyResult) -> Iterator[tuple[str, Any]]:
+    """ "layers" and "stages", and where the table of stages has published networks "published", as they are written.
 
     Raises:
         PictureSkipped: matplotlib is not installed.
     """
     yield "layers", _layers(result)
     yield "stages", _stages(result)
-    if published:
-        yield "published", _published(result, published)
+    table = result.tables.get(STAGES, [])
+    own, other = ([r for r in table if r["source"] == name] for name in (MEASURED, PUBLISHED))
+    if other:
+        yield "published", _published(own, other)
 
 
 def _layers(result: StudyResult) -> Any:
@@ -83,9 +85,8 @@ def _stages(result: StudyResult) -> Any:
     return figure
 
 
-def _published(result: StudyResult, published: Sequence[Row]) -> Any:
+def _published(own: Sequence[Row], other: Sequence[Row]) -> Any:
     """Models by stages: the study's own above, the published ones below, the least critical first."""
-    own, other = stage_rows(result.rows), stage_rows(published)
     order = sorted(
         (row for row in other if row["stage"] == WHOLE), key=lambda row: row["criticality_mean"]
     )

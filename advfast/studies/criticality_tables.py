@@ -6,15 +6,17 @@ import csv
 import itertools
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .judge import mean_of
 from .result import Expectation, Row, StudyResult
 
 WHOLE = "all"
 """The stage of all layers."""
+
+STAGES, MEASURED, PUBLISHED = "stages", "measured", "published"
+"""The table of a study with its stages' averages, and what its column "source" says."""
 
 _COLUMNS = (
     "model_id", "layer", "trial", "pred_cos_sim", "pred_l1_err", "pred_l2_err", "top1_acc", "recovered_acc",
@@ -212,8 +214,3 @@ def notes(result: StudyResult) -> list[str]:
     return [
         f"criticality by stage, {model}: {', '.join(stages)}" for model, stages in by_model.items()
     ]
-
-
-def as_cells(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """For a CSV file: nothing is empty."""
-    return [{k: "none" if v is None else v for k, v in row.items()} for row in rows]
