@@ -82,10 +82,11 @@ def criticality(
         models: one or several networks, runs' folders, checkpoints or recipes (see `runs.Source`), "file.py:make", or
             functions that make one; or a mapping from labels to such (a mapping that has a key of `advfast.train` is a
             recipe). Recipes are trained in out/runs.
-        data: name or path as in `advfast.data.load`, or Splits, with test images, on which recipes are then trained; or
-            test images [N, C, H, W] in [0, 1] alone, without accuracies; None: that of the first network that says so.
+        data: name or path as in `advfast.data.load`, or Splits; recipes are trained on it. Looked at is its test part;
+            where it has none, its validation part, or, without recipes, all. Or images [N, C, H, W] in [0, 1] alone,
+            without accuracies. None: the data of the first network that says so.
         model: as in `runs.open_run`, for checkpoints that do not name their network.
-        images: test images, a random part that is the same for every network and trial (all, where there are fewer).
+        images: of those, a random part that is the same for every network and trial (all, where there are fewer).
         trials: random initialisations of each layer.
         batch_size: images a pass, N of [N, C, H, W].
         layers: "conv" (Conv2d), "linear" (Linear), "bn" (BatchNorm2d, put back to weight 1, bias 0, mean 0, variance

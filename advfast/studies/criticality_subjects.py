@@ -35,9 +35,10 @@ _CONFIG = ("method", "eps", "norm", "epochs", "seed")
 
 @dataclass(frozen=True)
 class Parts:
-    """Data with test images.
-
+    """
     Attributes:
+        train: what recipes are trained on.
+        test: what is looked at.
         given: what the user gave; None where it is that of a network.
         root: folder of the files of a built-in one.
     """
@@ -165,7 +166,12 @@ class Sources:
         if data is None and not named:
             raise ValueError("no network says on which data it was trained: give `data`")
         splits = (runs if data is not None else named)[0].splits(data, root)
-        return Parts(splits.name, splits.train, known_part(splits, "test"), data, root), True
+        part = "test"
+        if (
+            splits.test is None
+        ):  # what is there, such as a folder of ImageNet's validation images alone
+            part = "val" if splits.val is not None else "test" if self.recipes else "train"
+        return Parts(splits.name, splits.train, known_part(splits, part), data, root), True
 
     def obtain(
         self, folder: Path, kinds: Sequence[str], init: Init, *, progress: bool, **changes: Any

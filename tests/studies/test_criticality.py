@@ -338,6 +338,17 @@ def test_images_alone_and_radii_that_are_given():
     assert network.settings["init"] == "network" and network.rows[0]["model"] == "small"
 
 
+def test_images_of_whatever_part_there_is(images):
+    x, y = images
+    options = {"images": 8, "trials": 1, "layers": ["linear"], "progress": False}
+    test = criticality(small, {"train": (x[:9], y[:9]), "test": (x[9:], y[9:])}, **options)
+    val = criticality(small, {"train": (x[:9], y[:9]), "val": (x[9:], y[9:])}, **options)
+    alone = criticality(small, (x[9:], y[9:]), **options)
+    assert len({one.settings["fingerprint"] for one in (test, val, alone)}) == 1
+    with pytest.raises(ValueError, match="needs test images whose labels are known, got none"):
+        criticality(RECIPE, (x, y), **options)
+
+
 def test_what_it_costs_is_said_and_nothing_done(tmp_path, capsys):
     out = tmp_path / "out"
     result = criticality(RECIPE, "digits", images=10, out=out, dry_run=True)
