@@ -14,6 +14,7 @@ from advfast import cli, models
 from advfast.data import load
 from advfast.studies import criticality, load_study, preset
 from advfast.studies.criticality_measure import Layer, find_layers, fresh_tensors, measure
+from advfast.studies.resets import Program
 from advfast.studies.result import draw_of
 from advfast.studies.runs import open_run
 
@@ -111,6 +112,22 @@ def test_the_measures_are_those_of_whole_passes(net, images, size, max_bytes):
         assert values == pytest.approx(expected[key], abs=1e-6), key
     assert found["conv1", 0] != found["conv1", 1]
     assert max(moved.criticality for moved in found.values()) > 0.1
+
+
+def test_no_more_is_kept_than_allowed(net, images, monkeypatch):
+    taken = []
+    original = Program.original
+
+    def watched(program, batch):
+        taken.append((len(batch), program.kept_bytes))
+        return original(program, batch)
+
+    monkeypatch.setattr(Program, "original", watched)
+    layers = find_layers(net, KINDS)
+    measure(net, layers, batches_of(*images, 30), [0])
+    assert taken[-1][0] == 30 and taken[-1][1] > 20_000
+    measure(net, layers, batches_of(*images, 30), [0], max_bytes=20_000)
+    assert taken[-1][0] < 30 and taken[-1][1] <= 20_000
 
 
 @pytest.mark.parametrize("traced", [True, False])
