@@ -26,7 +26,7 @@ from .study import (
 )
 
 
-@study.command("co-features")
+@study.command("co-features", short_help="Catastrophic overfitting by an injected feature.")
 def co_features(
     source: Annotated[
         str | None,

@@ -24,7 +24,7 @@ from .study import (
 )
 
 
-@study.command("criticality")
+@study.command("criticality", short_help="Which layers a network needs.")
 def criticality(
     sources: Annotated[
         list[str] | None,

@@ -11,7 +11,7 @@ from .options import Debug
 from .study import Parquet, study
 
 
-@study.command()
+@study.command(short_help="A page of all studies below a folder.")
 def index(
     folder: Annotated[Path, typer.Argument(help="With studies below it.")] = Path("studies"),
     debug: Debug = False,
@@ -23,7 +23,7 @@ def index(
         print(file)
 
 
-@study.command()
+@study.command(short_help="Figures and pages anew, from study.json.")
 def redraw(
     folders: Annotated[list[Path], typer.Argument(help="Of a study each.")],
     parquet: Parquet = False,

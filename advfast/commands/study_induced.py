@@ -27,7 +27,7 @@ from .study import (
 _OF_RECIPE = ("samples", "test_samples", "at", "clip")
 
 
-@study.command("induced")
+@study.command("induced", short_help="Distributions that adversarial training induces.")
 def induced(
     source: Annotated[
         str | None,

@@ -33,7 +33,7 @@ _OF_A_TRAINING = (
 )  # fmt: skip
 
 
-@study.command("memorization")
+@study.command("memorization", short_help="Adversarial training on random labels.")
 def memorization(
     source: Annotated[
         str | None,

@@ -55,12 +55,14 @@ ABOUT: dict[str, About] = {
         "On robust overfitting: adversarial training induced distribution matters, arXiv 2311.16526",
         "Training and test images are perturbed by each checkpoint of an adversarial training, and a fresh network is "
         "trained on them as they are: does it generalise worse the later the checkpoint?",
+        "ide",
     ),
     "co-features": About(
         "Catastrophic overfitting by injected features",
         "Catastrophic overfitting can be induced with discriminative non-robust features, arXiv 2206.08242",
         "A feature that tells the classes apart but is not robust is added to every image: does training by one-step "
         "attacks collapse at a radius at which it does not without?",
+        "collapse",
     ),
     "memorization": About(
         "Adversarial training on random labels",

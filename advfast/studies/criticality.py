@@ -22,6 +22,7 @@ from advfast import models as networks
 from advfast.data import Source as Images
 from advfast.data import Splits, fingerprint
 from advfast.evaluation.words import duration
+from advfast.invocation import recorded
 from advfast.training.config import plain
 
 from . import cost
@@ -46,6 +47,7 @@ _SAID_EVERY = 30.0
 """Seconds between two lines of progress inside a network."""
 
 
+@recorded
 def criticality(
     models: Model | Sequence[Model] | Mapping[str, Model],
     data: str | Splits | Mapping[str, Any] | Tensor | None = None,

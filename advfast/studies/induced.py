@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from advfast.data import fingerprint
+from advfast.invocation import recorded
 from advfast.training.config import plain
 from advfast.training.schedules import milestones
 
@@ -88,6 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@recorded
 def induced(
     source: RunSource,
     *,

@@ -12,6 +12,7 @@ from typing import Any
 
 from advfast.data import LabelNoise, Splits, fingerprint, load
 from advfast.data.splits import as_splits
+from advfast.invocation import recorded
 from advfast.training.config import plain
 from advfast.training.methods import Settings
 from advfast.training.methods import make as make_method
@@ -45,6 +46,7 @@ _TAKEN = (
 """Arguments of `train` that the study sets itself, or that would change what it measures."""
 
 
+@recorded
 def memorization(
     data: str | Splits | Mapping[str, Any] | None = None,
     model: str | Maker | None = None,

@@ -1,5 +1,6 @@
 """Studies on disk: the command that made one, what is drawn again, parquet, and the page of all."""
 
+import importlib
 import importlib.util
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +9,8 @@ from urllib.parse import unquote
 import pytest
 
 from advfast import cli, invocation, studies
-from advfast.studies import load_study
+from advfast.studies import load_study, presets
+from advfast.studies.about import ABOUT
 from advfast.studies.grid import run_grid
 from advfast.studies.result import Expectation, StudyResult
 
@@ -205,3 +207,13 @@ def test_parquet_without_its_packages_is_refused_before_anything_is_written(
     assert not (tmp_path / "b").exists()
     assert cli.main(["study", "redraw", str(tmp_path / "a"), "--parquet"]) == 1
     assert "pyarrow is not installed" in capsys.readouterr().err
+
+
+def test_all_studies_of_the_page_are_commands_with_presets_and_figures(capsys):
+    assert cli.main(["study", "--help"]) == 0
+    said = capsys.readouterr().out
+    for name in ABOUT:
+        module = importlib.import_module(f"advfast.studies.{name.replace('-', '_')}")
+        assert callable(module.draw) and set(module.PRESETS) >= set(presets.NAMES)
+        assert hasattr(getattr(studies, name.replace("-", "_")), "__wrapped__")  # its call is kept
+        assert f"  {name} " in said
