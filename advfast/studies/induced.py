@@ -53,9 +53,11 @@ def two_convolutions() -> nn.Module:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # Of batch sizes 50, 64, 100 and 128 the adversarial training with 128 came closest to the robust accuracies of the
+    # trial that the expectations are from.
     "small": {
         "source": _AT | {
-            "data": "digits", "model": two_convolutions, "eps": 0.2, "epochs": 100, "batch_size": 64, "lr": 0.05,
+            "data": "digits", "model": two_convolutions, "eps": 0.2, "epochs": 100, "batch_size": 128, "lr": 0.05,
             "schedule_options": {"milestones": [50, 75]},
         },
         "samples": 300,
