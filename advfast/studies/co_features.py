@@ -15,8 +15,8 @@ from advfast.data.injected import KINDS, check_beta
 from advfast.data.splits import as_splits
 from advfast.invocation import recorded
 from advfast.kernels.pgd.api import nearest
-from advfast.training import recipes
 from advfast.training.config import plain
+from advfast.training.recipes import find as find_recipe
 
 from . import cost
 from .co_features_expected import expectations
@@ -236,7 +236,7 @@ def _of_recipe(given: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(given)
     name = arguments.pop("recipe", None)
     if name is not None:
-        arguments = recipes.find(name).arguments | arguments
+        arguments = find_recipe(name).arguments | arguments
     return {key: value for key, value in arguments.items() if key not in _TAKEN or key == "data"}
 
 
