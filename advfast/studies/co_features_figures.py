@@ -158,7 +158,7 @@ def _timeline(result: StudyResult, rows: Sequence[Row]) -> Any:
                 axes.axvline(alarm, color="black", linestyle="--", linewidth=0.9)
                 if line == 0:
                     axes.annotate(
-                        "alarm", (alarm, 0.02), xytext=(2, 0), textcoords="offset points", fontsize=6.5
+                        "alarm", (alarm, 0.5), xytext=(2, 0), textcoords="offset points", fontsize=6.5
                     )  # fmt: skip
             plain_axes(axes)
             axes.grid(linewidth=0.4, color="#dddddd")
