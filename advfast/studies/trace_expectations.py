@@ -1,10 +1,13 @@
-"""What `ntk_trace` is expected to find, written down on 2026-11-30 before its first run.
+"""What `ntk_trace` is expected to find, written down on 2026-11-30.
+
+The orders after training (effective rank, lambda_1 / trace, specialisation, clean to attacked) were written down before
+the first run of the study, the others on the same day after it, from the earlier runs named here.
 
 Orders between standard and adversarial training that were reported of digits (three seeds, a like network) and of
 CIFAR-10 (Tsilivis & Kempe, NeurIPS 2022). Of digits there are bounds besides, from the same earlier runs: distance from
 clean to attacked 0.056 to 0.060 against 0.017 to 0.020, a specialisation that falls by 0.51 to 0.63 against -0.05 to
 0.12, kernels of the two methods at most 0.06 apart until epoch 6, and at most 0.01 an epoch after the fourth.
-`benchmarks/ntk_digits.py` has the same bounds, seed by seed.
+`benchmarks/ntk_digits.py` has bounds like these, seed by seed.
 """
 
 from __future__ import annotations
