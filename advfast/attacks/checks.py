@@ -30,6 +30,14 @@ def check_radius(eps: float | Tensor) -> None:
         )
 
 
+def check_pixels(eps: float, norm: str) -> None:
+    """For radii that people type: one of linf above 1 is in 255ths."""
+    if norm == "linf" and eps > 1:
+        raise ValueError(
+            f"eps must be at most 1 for linf, in pixel units of [0, 1] (8/255, not 8), got {eps}"
+        )
+
+
 def check_step(alpha: float | Tensor) -> None:
     if not isinstance(alpha, Tensor) and not 0 < alpha < math.inf:
         raise ValueError(f"alpha must be a finite number > 0 in pixel units, got {alpha}")

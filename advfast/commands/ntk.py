@@ -188,15 +188,13 @@ def ntk(
 
 
 def _attack(name: str, model: Any, settings: dict[str, Any], seed: int) -> Any:
+    from advfast.attacks.checks import check_pixels
     from advfast.evaluation.named import named
     from advfast.kernels.pgd.api import check_norm
 
     norm = check_norm("ntk", settings["norm"])
     eps = float(settings["eps"])
-    if norm == "linf" and eps > 1:
-        raise ValueError(
-            f"eps must be at most 1 for linf, in pixel units of [0, 1] (8/255, not 8), got {eps}"
-        )
+    check_pixels(eps, norm)
     attack, _ = named(name, model, eps=eps, norm=norm, seed=seed, precision="fp32")
     if attack is None:
         raise ValueError(f"--adversarial must be an attack such as pgd-10, got {name!r}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from advfast.attacks.checks import check_choice, check_count, check_radius
+from advfast.attacks.checks import check_choice, check_count, check_pixels, check_radius
 from advfast.kernels.pgd.api import check_norm
 
 from .inputs import SPLITS, check_shard
@@ -58,11 +58,7 @@ class Request:
             check_shard(self.shard)
         norm = check_norm("evaluate", self.norm)
         check_radius(self.eps)
-        if norm == "linf" and self.eps > 1:
-            raise ValueError(
-                "eps must be at most 1 for linf, in pixel units of [0, 1] (8/255, not 8), "
-                f"got {self.eps}"
-            )
+        check_pixels(self.eps, norm)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("split", self.split, SPLITS)
         if self.sanity != "auto" and not isinstance(self.sanity, bool):

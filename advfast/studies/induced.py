@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from advfast.attacks.checks import check_pixels
 from advfast.data import fingerprint
 from advfast.invocation import recorded
 from advfast.training.config import plain
@@ -162,6 +163,8 @@ def induced(
     _check_numbers(eps, alpha, steps, pairs, fresh_epochs, seeds, at)
     check_out(out, resume=resume, overwrite=overwrite)
     subject = Subject(source, data, model, samples, test_samples, at, data_root)
+    if eps is not None:
+        check_pixels(eps, subject.norm)
     size = bytes_of(subject.train) + bytes_of(subject.test)
     if progress or dry_run:
         _say_cost(subject, own, steps, pairs, len(seeds), size)

@@ -37,6 +37,7 @@ class Subject:
         train, test: images as they are; of a run those it trained on, without what it held out.
         epochs: of the checkpoints, ascending.
         name, data_name, model_name: for people.
+        norm: of the run.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: nothing that has checkpoints, or bad arguments.
@@ -93,6 +94,7 @@ class Subject:
                     "same"
                 )
         self.model_name = str(plain(self._whole.get("model")))
+        self.norm = str(self._whole.get("norm", "linf"))
 
     def _of_run(self, run: Run, data: object, data_root: str | Path | None) -> None:
         splits = run.splits(data, data_root)
