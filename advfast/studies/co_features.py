@@ -45,7 +45,7 @@ _TAKEN = (
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "data": "digits",
-        "betas": (0.0, 0.1, 0.2),
+        "betas": (0.0, 0.1, 0.2, 0.3),
         "eps": 0.25,
         "methods": ("fgsm", "n-fgsm", "gradalign:lam=0.2", "gradalign:lam=2", "pgd-at"),
         "samples": 900,

@@ -35,8 +35,8 @@ def _values(result: StudyResult, name: str) -> list[Any]:
 
 
 def pixels(value: float) -> str:
-    """As 255ths where it is a whole number of them."""
-    whole = round(value * 255)
+    """As 255ths where it is a whole number of them, and no short decimal such as 0.2."""
+    whole = 0 if abs(value - round(value, 2)) < 1e-9 else round(value * 255)
     return f"{whole}/255" if whole and abs(value * 255 - whole) < 1e-6 else f"{value:g}"
 
 
