@@ -112,7 +112,9 @@ def co_features(
         "batch_size": batch_size,
         "lr": lr,
     }
-    name = "control" if control and preset == "small" else preset
+    if control and preset != "small":
+        raise ValueError(f"--control is a preset of its own: leave out --preset {preset}")
+    name = "control" if control else preset
     arguments = with_preset("co-features", name, given)
     if source is not None:
         # Of the preset the grid alone: data, network and training are the source's.

@@ -22,8 +22,8 @@ from . import cost
 from .co_features_expected import expectations
 from .co_features_figures import draw
 from .co_features_methods import method_of
-from .co_features_subject import NETS, Subject
-from .grid import run_grid
+from .co_features_subject import NETS, TIMELINE, Subject
+from .grid import check_out, run_grid
 from .result import StudyResult
 from .runs import Run, Source, obtain, recipe_of
 from .subject import Maker
@@ -189,7 +189,10 @@ def co_features(
         )
     if dry_run:
         return StudyResult(NAME, settings, ("method", "beta", "eps", "seed"), (), [], draw=draw)
+    check_out(out, resume=resume, overwrite=overwrite)
     with _folder(out) as folder:
+        if overwrite:
+            (folder / TIMELINE).unlink(missing_ok=True)
 
         def measure(method: str, beta: float, eps: float, seed: int) -> dict[str, Any]:
             if run is not None:
@@ -214,6 +217,9 @@ def _check(
     for name, values in (("methods", methods), ("betas", betas), ("eps", radii), ("seeds", seeds)):
         if isinstance(values, str) or not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must be different values, at least one, got {values!r}")
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise ValueError(f"seeds must be integers >= 0, got {seed!r}")
     for beta in betas:
         check_beta(beta)
     for radius in radii:

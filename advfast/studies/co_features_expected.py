@@ -60,6 +60,8 @@ def _explosion(result: StudyResult) -> Expectation:
     found = [_rows(result, method=name, beta=0.1, eps=0.25) for name in ("fgsm", "pgd-at")]
     if not all(found):
         return Expectation(text, "not run", None)
+    if any(row["curvature"] is None for rows in found for row in rows):
+        return Expectation(text, "a run diverged", False)
     least, most = min(r["curvature"] for r in found[0]), max(r["curvature"] for r in found[1])
     return Expectation(text, f"{least:.3g} against {most:.3g}", least > 5 * most)
 
@@ -122,6 +124,8 @@ def _judged(
     """Whether it holds of all rows, or with `anywhere` of one."""
     if not rows:
         return Expectation(text, "not run", None)
+    if any(row["gap"] is None for row in rows):
+        return Expectation(text, "a run diverged", False)
     values = [row[measure] for row in rows]
     held = (any if anywhere else all)(holds(value) for value in values)
     return Expectation(text, ", ".join(_shown(measure, value) for value in values), held)

@@ -148,6 +148,7 @@ class Subject:
                 resume=resume, overwrite=not resume, progress=False, **arguments, **trained.arguments(room.scale),
             )  # fmt: skip
         except NonFiniteLoss:
+            add_timeline(folder / TIMELINE, cell, [])
             return found
         # Of a run that was complete already no callback is called.
         with open(place / FeatureMonitor.FILE, newline="", encoding="utf-8") as stream:
@@ -214,7 +215,11 @@ def add_timeline(path: Path, cell: Mapping[str, Any], history: Sequence[Mapping[
     """Rows of a run in place of those that the file has of it; a row an epoch, as texts."""
     own = {name: str(value) for name, value in cell.items()}
     others = [row for row in read_timeline(path) if any(row[n] != own[n] for n in own)]
-    write_csv(path, [*others, *({**own, **row} for row in history)])
+    rows = [*others, *({**own, **row} for row in history)]
+    if rows:
+        write_csv(path, rows)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_timeline(path: Path) -> list[dict[str, str]]:

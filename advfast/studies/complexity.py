@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from advfast.attacks import PGDAttack
 from advfast.models.normalise import Normalise
@@ -76,8 +76,8 @@ def complexity(
     ends = _by_chunks(lambda x, y: ascent(x, y), images, labels)
     objective = Objective(net, "pgd-at", images, labels, eps=eps, steps=10, norm=norm, seed=seed)
     return {
-        "log_spectral": sum(math.log(spectral_norm(layer, shape)) for layer, shape in layers),
-        "log_frobenius": sum(math.log(length([layer.weight])) for layer, _ in layers),
+        "log_spectral": _log_product(spectral_norm(layer, shape) for layer, shape in layers),
+        "log_frobenius": _log_product(length([layer.weight]) for layer, _ in layers),
         "log_path": log_path_norm(net, images),
         "margin": margin(net, images, labels),
         "robust_margin": margin(net, adversarial, labels),
@@ -85,6 +85,12 @@ def complexity(
         "input_gradient": input_gradient(net, images, labels, norm),
         "boundary_thickness": boundary_thickness(net, images, ends),
     }
+
+
+def _log_product(factors: Iterable[float]) -> float | None:
+    """The sum of the logarithms; None where a factor is 0 or not finite."""
+    found = list(factors)
+    return sum(map(math.log, found)) if all(0 < v < math.inf for v in found) else None
 
 
 def thickness_radius(eps: float, norm: str, values: int) -> float:
@@ -95,7 +101,7 @@ def thickness_radius(eps: float, norm: str, values: int) -> float:
 
 def weight_layers(model: nn.Module, images: Tensor) -> list[tuple[Any, torch.Size]]:
     """(layer, shape of its input, a batch of one) of every convolution and linear layer that a forward pass goes
-    through, each once, in order. Normalisation layers are not among them."""
+    through, each once, in order. Normalisation layers are not among them, nor transposed convolutions."""
     found: dict[nn.Module, torch.Size] = {}
 
     def see(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -104,7 +110,7 @@ def weight_layers(model: nn.Module, images: Tensor) -> list[tuple[Any, torch.Siz
     hooks = [
         module.register_forward_hook(see)
         for module in model.modules()
-        if isinstance(module, (_ConvNd, nn.Linear))
+        if isinstance(module, (_ConvNd, nn.Linear)) and not isinstance(module, _ConvTransposeNd)
     ]
     try:
         with torch.no_grad():
@@ -124,6 +130,8 @@ def spectral_norm(layer: Any, shape: Sequence[int], iterations: int = 200) -> fl
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(tuple(shape), generator=generator, dtype=torch.float64).to(weight.device)
     value = 0.0
+    if not weight.any():
+        return value
     for _ in range(iterations):
         v = (v / v.norm()).requires_grad_(True)
         with torch.enable_grad():
@@ -148,12 +156,13 @@ def log_path_norm(model: nn.Module, images: Tensor) -> float | None:
             if not _squared(module):
                 return None
         total = net(torch.ones_like(images[:1], dtype=torch.float64)).sum()
-    return 0.5 * math.log(float(total))
+    found = _log_product([float(total)])
+    return None if found is None else 0.5 * found
 
 
 def _squared(module: nn.Module) -> bool:
     """Whether its weights could be replaced by their squares."""
-    if isinstance(module, (_ConvNd, nn.Linear)):
+    if isinstance(module, (_ConvNd, nn.Linear)) and not isinstance(module, _ConvTransposeNd):
         for parameter in module.parameters(recurse=False):
             parameter.square_()
     elif isinstance(module, Normalise):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from advfast.data import LabelNoise, Splits, fingerprint, load
 from advfast.data.splits import as_splits
@@ -18,12 +21,12 @@ from advfast.training.methods import Settings
 from advfast.training.methods import make as make_method
 
 from .cost import Cost, announce, estimate
-from .grid import run_grid
+from .grid import check_out, run_grid
 from .memorization_expectations import correlations, expectations, groups_of
 from .memorization_figures import draw
 from .memorization_runs import Look, Maker, Trainings, check_methods
 from .result import StudyResult
-from .runs import Source, obtain
+from .runs import Source, obtain, recipe_of
 from .subject import known_part
 
 NAME = "memorization"
@@ -174,7 +177,7 @@ def _plan(
     at: Any, lambdas: Any, data_root: Any, training: dict[str, Any], **rest: Any,
 ) -> Plan:  # fmt: skip
     names = check_methods(methods)
-    radii = _numbers("eps", (0.2, 0.1) if eps is None else [eps] if _is_number(eps) else eps, 1)
+    radii = _numbers("eps", (0.2, 0.1) if eps is None else eps, 1)
     rates = _numbers("noise", noise, 1, least=0)
     complexity_rates = _numbers("complexity_noise", complexity_noise, 1, least=0)
     _numbers("complexity_eps", [complexity_eps], 1)
@@ -230,8 +233,17 @@ def _look(
         _integers("limit", [limit], 1)
     if training and not isinstance(source, (str, Path, Mapping)):
         raise ValueError(f"{next(iter(training))} is of a training, and a network is trained")
+    if eps is not None and not _is_number(eps):
+        raise ValueError(f"a source is looked at with one eps, a number: got {eps!r}")
+    if labels is not None and not isinstance(source, nn.Module) and recipe_of(source) is not None:
+        raise ValueError(
+            "labels are those that a run was trained on: a recipe is trained on its own"
+        )
     noise = None if labels is None else LabelNoise.read(labels)
+    check_out(out, resume=resume, overwrite=overwrite)
     with _folder(out) as folder:
+        if overwrite:
+            shutil.rmtree(folder / "run", ignore_errors=True)
         run = obtain(
             source, folder / "run", model=model, keep_every=every, progress=progress, **training
         )
@@ -293,8 +305,8 @@ def _is_number(value: object) -> bool:
 
 
 def _numbers(name: str, values: Any, most: float, least: float | None = None) -> list[float]:
-    """Different numbers above 0, or from `least` on, up to `most`."""
-    found = list(values)
+    """Different numbers above 0, or from `least` on, up to `most`; one may stand alone."""
+    found = [values] if _is_number(values) else list(values)
     low = "above 0" if least is None else f"from {least:g} on"
     high = "" if most == math.inf else f" and at most {most:g}"
     for value in found:
@@ -307,7 +319,7 @@ def _numbers(name: str, values: Any, most: float, least: float | None = None) ->
 
 
 def _integers(name: str, values: Any, least: int) -> list[int]:
-    found = list(values)
+    found = [values] if _is_number(values) else list(values)
     for value in found:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be integers >= {least}, got {value!r}")

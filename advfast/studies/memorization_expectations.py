@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from .complexity import MEASURES
@@ -24,7 +25,7 @@ def correlations(groups: dict[str, list[Row]]) -> list[Row]:
             pairs = [
                 (sign * row[measure], row["robust_gap"])
                 for row in networks
-                if row[measure] is not None and row["robust_gap"] is not None
+                if _is_finite(row[measure]) and _is_finite(row["robust_gap"])
             ]
             x, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             rows.append({
@@ -32,6 +33,10 @@ def correlations(groups: dict[str, list[Row]]) -> list[Row]:
                 "rank_correlation": spearman(x, y), "p_value": p_value(x, y),
             })  # fmt: skip
     return rows
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -60,6 +65,8 @@ def _convergence(curves: list[Row], radii: list[float], chance: float) -> list[E
         [row for row in curves if row["method"] == name and row["eps"] == large]
         for name in ("pgd-at", "trades")
     )
+    if not pgd or not trades:
+        return []
     highest = max(max(row["train_clean"], row["train_robust"]) for row in pgd)
     lowest = min(row["train_clean"] for row in _ends(trades))
     own, other = (_mean([row["gradient_norm2"] for row in _ends(rows)]) for rows in (pgd, trades))

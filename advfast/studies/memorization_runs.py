@@ -16,11 +16,11 @@ from advfast.data import LabelNoise, Source, Splits, pixel_statistics, stratifie
 from advfast.evaluation import evaluate
 from advfast.files import write_json
 from advfast.kernels.pgd.api import nearest
-from advfast.training import rng, train
+from advfast.training import NonFiniteLoss, rng, train
 from advfast.training.methods import METHODS
 from advfast.userfile import is_user_object, load_object
 
-from .complexity import complexity
+from .complexity import MEASURES, complexity
 from .networks import conv_net
 from .objective import Objective, gradient_changes
 from .result import Row
@@ -33,6 +33,8 @@ OBJECTIVES = ("standard", "pgd-at", "trades")
 
 SIDE = "memorization.json"
 """Of a run: its curve and its gradients."""
+
+MEASURED = ("train_clean", "train_robust", "test_clean", "test_robust", "robust_gap", *MEASURES)
 
 ATTACK = "pgd-10"
 
@@ -160,16 +162,23 @@ class Trainings:
         return self.folder / "runs" / name
 
     def run(self, part: str, method: str, noise: float, eps: float, seed: int, epochs: int) -> Row:
-        """Trains, or goes on with what is there; the curve and the gradients go to a file beside the checkpoints."""
+        """Trains, or goes on with what is there; the curve and the gradients go to a file beside the checkpoints. A run
+        that diverges has None, and no curve."""
         labels = self.labels(noise, seed)
         source, net = labels.of(self.train), self.network(seed)
         place = self.place(part, method, noise, eps, seed)
         # The accuracy "held out" is that on what is trained on; nothing is chosen by it.
-        result = train(
-            net, source, val=source, method=method, eps=eps, epochs=epochs, seed=seed, out=place,
-            resume=not self.overwrite, overwrite=self.overwrite, keep_every=self.every,
-            modifiers=["gradient-norm"], progress=False, **self.arguments,
-        )  # fmt: skip
+        try:
+            result = train(
+                net, source, val=source, method=method, eps=eps, epochs=epochs, seed=seed, out=place,
+                resume=not self.overwrite, overwrite=self.overwrite, keep_every=self.every,
+                modifiers=["gradient-norm"], progress=False, **self.arguments,
+            )  # fmt: skip
+        except NonFiniteLoss:
+            write_json(place / SIDE, {"curves": [], "stability": []})
+            return {"labels_kept": labels.kept} | dict.fromkeys(
+                ("loss", "gradient_norm2", *MEASURED)
+            )
         run = open_run(place, lambda: self.network(seed))
         curve = self._curve(result.history, run, eps)
         gradients: list[Row] = []

@@ -343,7 +343,7 @@ def rows_of(values, **shared):
 GOOD = [
     ("fgsm", 0.0, 0.4, 0.35, None), ("fgsm", 0.1, 0.95, 0.0, 24), ("fgsm", 0.2, 0.4, 0.3, None),
     ("pgd-at", 0.1, 0.15, 0.6, None), ("n-fgsm", 0.1, 0.2, 0.45, None), ("gradalign:lam=0.2", 0.1, 0.7, 0.0, None),
-    ("gradalign:lam=2", 0.1, 0.35, 0.17, None),
+    ("gradalign:lam=2", 0.1, 0.35, 0.17, None), ("fgsm", 0.3, 0.4, 0.3, None),
 ]  # fmt: skip
 
 
@@ -356,13 +356,13 @@ def test_expectations_of_digits():
     rows = rows_of(GOOD)
     rows[1]["curvature"] = 5.5
     found = judged(rows)
-    assert len(found) == 13 and all(one.held for one in found)
+    assert len(found) == 14 and all(one.held for one in found)
     # Each is noticed: one value is moved past its bound, of one of two seeds.
     for at, change, failing in (
-        (1, {"gap": 0.89}, [0]), (0, {"gap": 0.51}, [1]), (2, {"gap": 0.51}, [2]), (1, {"alarm": None}, [3]),
-        (0, {"alarm": 3}, [4]), (2, {"alarm": 3}, [5]), (3, {"gap": 0.51}, [6]), (3, {"pgd": 0.29}, [7]),
-        (4, {"gap": 0.51}, [8]), (4, {"pgd": 0.29}, [9]), (5, {"pgd": 0.11}, [10]), (6, {"gap": 0.51}, [11]),
-        (3, {"curvature": 1.2}, [12]),
+        (1, {"gap": 0.89}, [0]), (0, {"gap": 0.51}, [1]), (2, {"gap": 0.51}, [2]), (1, {"alarm": None}, [4]),
+        (0, {"alarm": 3}, [5]), (2, {"alarm": 3}, [6]), (3, {"gap": 0.51}, [7]), (3, {"pgd": 0.29}, [8]),
+        (4, {"gap": 0.51}, [9]), (4, {"pgd": 0.29}, [10]), (5, {"pgd": 0.11}, [11]), (6, {"gap": 0.51}, [12]),
+        (3, {"curvature": 1.2}, [13]), (7, {"gap": 0.51}, [3]),
     ):  # fmt: skip
         others = [*rows, rows[at] | change | {"seed": 1}]
         assert [n for n, one in enumerate(judged(others)) if not one.held] == failing
@@ -403,6 +403,7 @@ def test_expectations_of_the_control_and_of_the_published_grid():
         ({"model": "conv-3"}, "unknown model 'conv-3'"),
         ({"augment": ["flip"]}, "augment is set by the study"),
         ({"source": "nowhere"}, "no folder of a run, no checkpoint and no recipe"),
+        ({"seeds": [0, -1]}, "seeds must be integers >= 0, got -1"),
     ],
 )
 def test_bad_arguments_before_any_run(change, message, monkeypatch):
@@ -411,9 +412,36 @@ def test_bad_arguments_before_any_run(change, message, monkeypatch):
         co_features(**{"methods": ["fgsm"], **SHORT} | change)
 
 
+def test_a_run_that_diverged_fails_what_was_expected_of_it():
+    rows = rows_of(GOOD)
+    rows[1] |= {"gap": None, "pgd": None, "curvature": None}
+    rows[2] |= {"gap": None, "pgd": None, "curvature": None}
+    settings = {"data": "digits", "model": "conv-4", "source": None}
+    result = StudyResult("co-features", settings, ("method", "beta", "eps", "seed"), ("gap",), rows)
+    told = {one.text: one for one in expectations(result)}
+    failed = [text for text, one in told.items() if one.found == "a run diverged"]
+    assert len(failed) == 5 and all(told[text].held is False for text in failed)
+    assert any("silent for fgsm at beta 0.2" in text for text in failed)
+
+
+def test_a_timeline_is_of_its_study_alone(tmp_path):
+    module = sys.modules["advfast.studies.co_features_subject"]
+    path = tmp_path / "timeline.csv"
+    module.add_timeline(path, {"beta": 0.1}, [{"epoch": 1}])
+    module.add_timeline(path, {"beta": 0.2}, [{"epoch": 1}])
+    module.add_timeline(path, {"beta": 0.1}, [])
+    assert module.read_timeline(path) == [{"beta": "0.2", "epoch": "1"}]
+    module.add_timeline(path, {"beta": 0.2}, [])
+    assert not path.exists()
+
+
 def test_presets():
     small, control, paper = (preset("co-features", name) for name in ("small", "control", "published"))  # fmt: skip
-    assert small["betas"] == (0.0, 0.1, 0.2) and small["eps"] == 0.25 and "fgsm" in small["methods"]
+    assert (
+        small["betas"] == (0.0, 0.1, 0.2, 0.3)
+        and small["eps"] == 0.25
+        and "fgsm" in small["methods"]
+    )
     assert (control["model"], control["epochs"], control["eps"]) == ("conv-2", 30, 0.15)
     assert paper["data"] == "cifar10" and len(paper["betas"]) * len(paper["eps"]) == 35
     with pytest.raises(ValueError, match="preset must be one of small, control, published"):

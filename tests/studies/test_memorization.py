@@ -299,6 +299,37 @@ def test_bad_arguments_are_said_before_any_run(tmp_path, monkeypatch, arguments,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_source_is_checked_before_it_is_trained(tmp_path, monkeypatch):
+    recipe = {"data": "digits", "model": network, "epochs": 1}
+    (tmp_path / "study.json").write_text("{}")
+    monkeypatch.setattr(module, "obtain", None)
+    with pytest.raises(FileExistsError, match="already holds a study"):
+        memorization(source=recipe, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="one eps, a number"):
+        memorization(source=recipe, eps=[0.1, 0.2], progress=False)
+    with pytest.raises(ValueError, match="a recipe is trained on its own"):
+        memorization(source=recipe, labels=tmp_path / "labels.npy", progress=False)
+
+
+def test_a_run_that_diverges_does_not_end_the_study(tmp_path):
+    short = SHORT | {"noise": 1.0, "complexity_noise": (), "every": 2}
+    result = memorization("digits", network, out=tmp_path, seeds=0, lr=1e12, **short)
+    assert [row["train_clean"] for row in result.rows] == [None, None]
+    assert result.tables["curves"] == [] and (tmp_path / "report.html").exists()
+
+
+def test_measures_of_networks_without_weight_are_none():
+    net = network()
+    torch.nn.init.zeros_(net[0].weight)
+    x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 3])
+    found = complexity(net, x, y, eps=0.1)
+    assert found["log_spectral"] is None and found["log_frobenius"] is None
+    assert found["margin"] is not None
+    rows = [{"method": "a", "robust_gap": 0.1 * i, **dict.fromkeys(MEASURES, float(i))} for i in range(3)]  # fmt: skip
+    rows.append({"method": "a", "robust_gap": 0.5, **dict.fromkeys(MEASURES, math.inf)})
+    assert all(row["networks"] == 3 for row in correlations(groups_of(rows)))
+
+
 def test_costs_and_presets(capsys, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(module, "announce", lambda name, cost: said.append((name, cost.passes)))
