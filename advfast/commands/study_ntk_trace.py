@@ -120,7 +120,12 @@ def ntk_trace(
         "seeds": None if seeds is None else numbers("seeds", seeds), "data_root": data_root,
     }  # fmt: skip
     arguments = with_preset("ntk-trace", preset, given)
+    if schedule is not None:
+        arguments.pop("schedule_options", None)  # of another schedule
     if sources:
+        for option, value in (("methods", methods), ("seeds", seeds), ("input-norm", input_norm or None)):  # fmt: skip
+            if value is not None:
+                raise ValueError(f"--{option} is of trainings, and sources are trained already")
         for name in _OF_TRAININGS:
             if given.get(name) is None:
                 arguments.pop(name, None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import time
@@ -41,7 +42,7 @@ from .criticality_tables import (
 )
 from .grid import check_out, run_grid
 from .result import Row, StudyResult
-from .runs import Maker
+from .runs import Maker, check_kept
 
 _SAID_EVERY = 30.0
 """Seconds between two lines of progress inside a network."""
@@ -129,6 +130,10 @@ def criticality(
     if dry_run:
         return StudyResult("criticality", {}, (), (), [])
     with _folder(out) as folder:
+        if overwrite and out is not None:
+            files = [file for run in sources.runs.values() for _, file in run.points]
+            check_kept(files, folder)
+            shutil.rmtree(folder, ignore_errors=True)
         subjects = sources.obtain(folder, layers, init, progress=progress, **arguments)
     settings = {
         "data": parts.name, "fingerprint": fingerprint(test), "images": len(chosen), "seed": seed,

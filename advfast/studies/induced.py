@@ -161,7 +161,8 @@ def induced(
     """
     own = _fresh_arguments(fresh, fresh_epochs)
     _check_numbers(eps, alpha, steps, pairs, fresh_epochs, seeds, at)
-    check_out(out, resume=resume, overwrite=overwrite)
+    if not dry_run:
+        check_out(out, resume=resume, overwrite=overwrite)
     subject = Subject(source, data, model, samples, test_samples, at, data_root)
     if eps is not None:
         check_pixels(eps, subject.norm)
@@ -171,10 +172,11 @@ def induced(
     if dry_run:
         return StudyResult(NAME, {}, ("epoch", "seed"), (), [])
     with _folder(out) as folder:
-        _check_disk(folder, size * (len(subject.epochs) if keep_data else 1))
         if overwrite:
             for name in (SETS, FRESH, *((RUN,) if subject.recipe is not None else ())):
                 shutil.rmtree(folder / name, ignore_errors=True)
+        there = sum(file.stat().st_size for file in (folder / SETS).glob("*.npy"))
+        _check_disk(folder, size * (len(subject.epochs) if keep_data else 1) - there)
         run = subject.obtain(folder / RUN, progress=progress)
         radius = float(run.config["eps"]) if eps is None else eps
         crafting = Crafting(

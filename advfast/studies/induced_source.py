@@ -93,6 +93,15 @@ class Subject:
                     "model must be a function that makes a network with new weights: the weights of two seeds are the "
                     "same"
                 )
+            images, _ = self.test.batch(torch.arange(1))
+            try:
+                with torch.no_grad():
+                    maker().eval()(images)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"the model does not take images {list(images.shape[1:])}: {error}; give another `model`, or the "
+                    "preset of these data"
+                ) from error
         self.model_name = str(plain(self._whole.get("model")))
         self.norm = str(self._whole.get("norm", "linf"))
 

@@ -24,7 +24,9 @@ from advfast.training.config import plain
 
 from .cost import EPOCHS, Cost, announce, estimate, training_passes
 from .grid import check_out, run_grid
+from .induced_sets import digest
 from .result import StudyResult
+from .runs import check_kept
 from .subject import Maker, Subject, training_arguments
 from .trace_expectations import expectations, notes
 from .trace_figures import draw
@@ -116,11 +118,9 @@ def ntk_trace(
         ValueError, TypeError: bad arguments; runs of different data or radii.
         FileNotFoundError, FileExistsError: no data or run, or no kernels to go on with; `out` holds a study.
     """
-    check_out(out, resume=resume, overwrite=overwrite)
+    if not dry_run:
+        check_out(out, resume=resume, overwrite=overwrite)
     with _folder(out) as folder:
-        if overwrite and out is not None:
-            for name in ("kernels", "runs"):
-                shutil.rmtree(folder / name, ignore_errors=True)
         if sources is None:
             work: _Trained | _Given = _Trained(
                 "digits" if data is None else data, model, methods, at, reference, seeds, probe, attack, input_norm,
@@ -130,10 +130,16 @@ def ntk_trace(
             work = _Given(
                 sources, data, model, at, reference, keep_every, probe, attack, data_root, training, folder,
             )  # fmt: skip
+        expected = work.cost()  # errors of methods, before any training
         if progress or dry_run:
-            announce(NAME, work.cost())
+            announce(NAME, expected)
         if dry_run:
             return StudyResult(NAME, {}, ("method", "epoch", "seed"), (), [])
+        if overwrite and out is not None:
+            if isinstance(work, _Given):
+                check_kept((source for _, source in work.runs.given), folder / "runs")
+            for name in ("kernels", "runs"):
+                shutil.rmtree(folder / name, ignore_errors=True)
         work.obtain(progress=progress)
         traces: dict[Key, Trace] = {}
 
@@ -278,6 +284,11 @@ class _Given:
             "model": model_name(self.found.values()), "eps": self.eps, "norm": self.norm, "at": self.at,
             "reference": starts.pop() if len(starts) == 1 else self.reference, "methods": self.labels,
             "trained_by": {label: run.config.get("method", "") for (label, _), run in self.found.items()},
+            # A run that went on since, or another one of the same name, is another study.
+            "runs": {
+                f"{label}, seed {seed}": [self.points[label, seed], digest(run.model())]
+                for (label, seed), run in self.found.items()
+            },
         }  # fmt: skip
 
     def cells(self) -> list[dict[str, Any]]:

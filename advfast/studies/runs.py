@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ Source = str | Path | nn.Module | Mapping[str, Any]
 --config` reads it, or the arguments of `advfast.train` as a mapping, whose "model" may be a function that makes one."""
 
 Maker = Callable[[], nn.Module]
+_OWN = ("out", "overwrite", "resume", "progress", "keep_every", "save_every")
+"""Arguments of `advfast.train` that a study gives."""
 _PUT_IN = ("norm_layers", "cosine_head")
 
 
@@ -176,7 +178,7 @@ def recipe_of(source: str | Path | Mapping[str, Any]) -> dict[str, Any] | None:
         ValueError: a name of neither; a .yaml file that is no mapping.
     """
     if isinstance(source, Mapping):
-        return dict(source)
+        return _without_own(source)
     text = str(source)
     if text in RECIPES:
         return {"recipe": text}
@@ -184,13 +186,33 @@ def recipe_of(source: str | Path | Mapping[str, Any]) -> dict[str, Any] | None:
         content = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"{source} must hold arguments of advfast.train, name: value")
-        return content
+        return _without_own(content)
     if Path(source).exists() or "/" in text or text.endswith(".pt"):
         return None
     raise ValueError(
         f"{text!r} is no folder of a run, no checkpoint and no recipe; recipes are {', '.join(RECIPES)}"
         f"{nearest(text, list(RECIPES))}"
     )
+
+
+def check_kept(sources: Iterable[object], folder: Path) -> None:
+    """What overwriting a study deletes must not be what it looks at.
+
+    Raises:
+        ValueError: a path lies in `folder`.
+    """
+    for source in sources:
+        if isinstance(source, (str, Path)):
+            path = Path(source).resolve()
+            if folder.resolve() in (path, *path.parents):
+                raise ValueError(
+                    f"{source} lies in {folder}, which overwrite deletes: choose another folder for the study"
+                )
+
+
+def _without_own(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Without where and how a run is kept, which is the study's: config.yaml of a run may say it."""
+    return {name: value for name, value in arguments.items() if name not in _OWN}
 
 
 def maker_of(model: object) -> Maker | None:

@@ -87,6 +87,7 @@ class Run:
             if self.state.stop and self.state.history and not self.loop.step:
                 # Killed between the end of an epoch and the saving of what a callback made of it.
                 self.finished = True
+                self.keep(len(self.state.history), last=True)
                 self.save()
             while not self.finished:
                 self._epoch()

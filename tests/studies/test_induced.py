@@ -341,6 +341,9 @@ def test_what_cannot_be_done_is_said_before_work(tmp_path, at_run, monkeypatch):
     refused("pairs must be an integer >= 1, got 0", pairs=0)
     refused("eps must be a finite number > 0", eps=-0.1)
     refused("eps must be at most 1 for linf", eps=8)
+    refused(
+        r"does not take images \[1, 8, 8\]", model=lambda: conv_net((1, 28, 28), 10, (4,), (2,))
+    )
     refused("seeds must be different integers", seeds=[])
     refused("method is set by the study", fresh={"method": "pgd-at"})
     refused("must say `model`", {"data": "digits"})

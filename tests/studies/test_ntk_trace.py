@@ -1,5 +1,7 @@
 """The study of the kernel along training."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -337,6 +339,42 @@ def test_a_recipe_and_a_network_are_sources(tmp_path):
     ]  # fmt: skip
     assert open_run(tmp_path / "runs/run-seed3").epochs == (0, 2)
     assert found.select(method="net")[0]["clean_radius"] is None
+
+
+def test_nothing_is_deleted_or_trained_before_the_arguments_are_checked(tmp_path, monkeypatch):
+    kernels = tmp_path / "kernels"
+    kernels.mkdir()
+    (kernels / "kept").write_text("")
+    inside = tmp_path / "runs" / "a"
+    train(
+        "small-cnn", "digits", method="standard", epochs=1, out=inside, keep_every=1, progress=False
+    )
+    monkeypatch.setattr(sys.modules["advfast.studies.ntk_trace"], "train", None)
+    again = {"out": tmp_path, "overwrite": True, "progress": False}
+    with pytest.raises(ValueError, match="pgd-att"):
+        ntk_trace(methods=("standard", "pgd-att"), **again)
+    with pytest.raises(ValueError, match="which overwrite deletes"):
+        ntk_trace(sources=[inside], **again)
+    ntk_trace(dry_run=True, **again)
+    assert (kernels / "kept").exists() and (inside / "last.pt").exists()
+
+
+def test_another_run_of_the_same_name_is_another_study(tmp_path):
+    settings = {
+        "method": "standard",
+        "epochs": 1,
+        "overwrite": True,
+        "keep_every": 1,
+        "progress": False,
+    }
+    for seed in (0, 1):
+        train("small-cnn", "digits", seed=seed, out=tmp_path / "run", **settings)
+        again = {"out": tmp_path / "out", "probe": 10, "attack": "fgsm", "progress": False}
+        if seed == 0:
+            ntk_trace(sources={"a": tmp_path / "run"}, **again)
+        else:
+            with pytest.raises(ValueError, match="other settings: runs was"):
+                ntk_trace(sources={"a": tmp_path / "run"}, resume=True, **again)
 
 
 def test_sources_that_do_not_go_together_are_refused(runs, tmp_path):

@@ -11,7 +11,7 @@ from advfast.models import make
 from advfast.studies import cost, preset
 from advfast.studies.networks import conv_net
 from advfast.studies.result import Expectation, StudyResult
-from advfast.studies.runs import obtain, open_run
+from advfast.studies.runs import check_kept, obtain, open_run
 
 SHORT = {"data": "digits", "method": "standard", "epochs": 2, "batch_size": 256, "lr": 0.05}
 
@@ -26,7 +26,9 @@ def test_a_recipe_is_trained_once_and_its_checkpoints_are_found(tmp_path):
     assert (run.name, run.epochs) == ("one", (0, 1, 2))
     assert run.config["method"] == "standard" and len(run.splits().test) == 500
     before = (tmp_path / "run" / "last.pt").stat().st_mtime_ns
-    again = obtain(recipe, tmp_path / "run", keep_every=1, progress=False)
+    again = obtain(
+        recipe | {"keep_every": 7, "out": "x"}, tmp_path / "run", keep_every=1, progress=False
+    )
     assert (tmp_path / "run" / "last.pt").stat().st_mtime_ns == before
     x = torch.rand(4, 1, 8, 8)
     with torch.no_grad():
@@ -78,6 +80,9 @@ def test_what_is_neither_is_refused(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="must hold arguments"):
         obtain(tmp_path / "list.yaml", tmp_path / "run")
+    with pytest.raises(ValueError, match="which overwrite deletes"):
+        check_kept([make, tmp_path / "runs" / "a"], tmp_path / "runs")
+    check_kept([tmp_path / "runs2", nn.Identity()], tmp_path / "runs")
     with pytest.raises(ValueError, match="preset must be one of small, published, got 'smal'"):
         preset("ntk-trace", "smal")
 
