@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from advfast.evaluation.words import duration, many
 from advfast.training import methods
@@ -52,6 +51,9 @@ def estimate(model: nn.Module, images: Tensor, passes: float) -> Cost:
         images: [N, C, H, W], some of those that it will see.
         passes: as in `Cost`: of a training, images a step x steps x the method's `passes()`.
     """
+    # Not before it is used: it loads Triton.
+    from torch.utils.flop_counter import FlopCounterMode
+
     net, batch = copy.deepcopy(model).eval(), images[:_TIMED]
     with torch.no_grad():
         with FlopCounterMode(display=False) as counter:
